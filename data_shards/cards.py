@@ -1,0 +1,70 @@
+"""The dataset card: what a data set holds, beside the paper's own row (Llama4Rec, Table 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recloom.data_shards.splits import Splits
+from recloom.data_shards.tables import Tables
+
+PAPER_TABLE = "Llama4Rec, Table 1"
+PAPER: dict[str, dict[str, float]] = {
+    "ML-100K": {"users": 943, "items": 1682, "interactions": 100_000, "density": 0.063046},
+    "ML-1M": {"users": 6040, "items": 3706, "interactions": 1_000_209, "density": 0.044683},
+    "BookCrossing": {"users": 6851, "items": 9085, "interactions": 115_219, "density": 0.001851},
+}
+DENSITY_STEP = 1e-6  # the paper cuts its densities at six places
+
+
+def dataset_card(tables: Tables, splits: Splits) -> dict[str, Any]:
+    """Counts as plain numbers, ready for JSON.
+
+    `measured` and `paper` (None for a data set that the paper does not use) share their keys;
+    density = interactions / (users * items). `tasks` counts the interactions of each part.
+    """
+    rows, users, items = tables.interactions.num_rows, tables.num_users, tables.num_items
+    tasks = {
+        task: {part: len(getattr(split, part)) for part in ("train", "valid", "test")}
+        for task, split in (("topk", splits.topk), ("rating", splits.rating))
+    }
+    measured = {"users": users, "items": items, "interactions": rows, "density": rows / (users * items)}
+    return {
+        "name": tables.name,
+        "measured": measured,
+        "average_length": rows / users,
+        "tasks": tasks,
+        "paper": PAPER.get(tables.name),
+    }
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The card as aligned text, with one line that says where it differs from the paper."""
+    measured, paper = card["measured"], card["paper"]
+    head = f"{card['name']:<22}{'here':>12}"
+    lines = [head + (f"{'paper':>12}" if paper else "")]
+    for field, value in measured.items():
+        line = f"  {field:<20}{number(value):>12}"
+        lines.append(line + (f"{number(paper[field]):>12}" if paper else ""))
+    lines.append(f"  {'interactions a user':<20}{card['average_length']:>12.2f}")
+    for task, parts in card["tasks"].items():
+        counts = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+        lines.append(f"  {task:<8}uses {sum(parts.values()):,}: {counts}")
+    return "\n".join([*lines, f"  {difference(measured, paper)}"])
+
+
+def number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6f}"
+
+
+def difference(measured: dict[str, float], paper: dict[str, float] | None) -> str:
+    """One sentence on where the data set and the paper's row part."""
+    if paper is None:
+        return f"{PAPER_TABLE} has no row for this data set."
+    parted = [
+        f"{field} {number(measured[field])} instead of {number(value)}"
+        for field, value in paper.items()
+        if abs(measured[field] - value) >= (DENSITY_STEP if field == "density" else 0.5)
+    ]
+    if not parted:
+        return f"Agrees with {PAPER_TABLE}."
+    return f"Differs from {PAPER_TABLE}: {', '.join(parted)}."

@@ -1,0 +1,185 @@
+"""The folder of one bulk pass: which requests are answered, which are left, and for which model.
+
+A chunk appears by one rename, so after a crash the folder holds whole chunks only. Answers belong
+to one model, one request file and one number format (`identity`); chunks of another are dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recloom.data_shards.artifacts import (
+    MANIFEST,
+    atomic_write_json,
+    atomic_write_text,
+    file_sha256,
+    read_manifest,
+    write_manifest,
+)
+from recloom.data_shards.errors import UserError
+from recloom.trainer.requests import (
+    CHUNKS,
+    REQUESTS,
+    Answer,
+    BulkSettings,
+    Request,
+    chunk_text,
+    read_answers,
+    read_chunk,
+    read_requests,
+    requests_text,
+)
+
+PASS = "pass.json"
+OWN_FILES = (PASS, REQUESTS, MANIFEST, CHUNKS, ".*.tmp")
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.safetensors", "*.bin")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BulkStore:
+    """One pass's folder, model and settings; `pass.json` carries them to the worker."""
+
+    out: Path
+    model: Path
+    settings: BulkSettings
+    identity: dict[str, Any]
+
+    @classmethod
+    def prepare(
+        cls, out: Path, model: Path, settings: BulkSettings, requests: Sequence[Request]
+    ) -> BulkStore:
+        """Make or reopen the folder; answers to other inputs are dropped, with a warning.
+
+        Raises UserError when the folder holds files that are not a bulk pass's.
+        """
+        check_own(out)
+        text = requests_text(requests)
+        identity = {
+            "model_digest": model_digest(model),
+            "requests_digest": hashlib.sha256(text.encode()).hexdigest(),
+            "dtype": settings.dtype,
+            "max_model_len": settings.max_model_len,
+        }
+        store = cls(out, model, settings, identity)
+        if store.saved().get("identity") != identity:
+            store.drop()
+        if not (out / REQUESTS).is_file() or file_sha256(out / REQUESTS) != identity["requests_digest"]:
+            atomic_write_text(out / REQUESTS, text)
+        for leftover in out.glob(".*.tmp"):
+            leftover.unlink()
+        state = {"identity": identity, "model": str(model.resolve()), "settings": settings.model_dump()}
+        if store.saved() != state:
+            atomic_write_json(out / PASS, state)
+        return store
+
+    @classmethod
+    def reopen(cls, out: Path) -> BulkStore:
+        """The store as the worker sees it."""
+        saved = json.loads((out / PASS).read_text())
+        return cls(out, Path(saved["model"]), BulkSettings(**saved["settings"]), saved["identity"])
+
+    def saved(self) -> dict[str, Any]:
+        try:
+            saved: dict[str, Any] = json.loads((self.out / PASS).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return saved
+
+    def drop(self) -> None:
+        """Remove the answers to other inputs. `pass.json` is rewritten after this, never before."""
+        stale = sorted(self.out.glob(CHUNKS))
+        if stale:
+            log.warning(
+                "%s: model, requests or number format changed: %d old chunks dropped", self.out, len(stale)
+            )
+        for path in (self.out / MANIFEST, *stale):
+            path.unlink(missing_ok=True)
+
+    def requests(self) -> list[Request]:
+        """Every request once, in file order."""
+        return list({request.key: request for request in read_requests(self.out / REQUESTS)}.values())
+
+    def committed(self) -> set[str]:
+        """Keys that whole chunks answer; a damaged chunk is removed, so that it is redone."""
+        keys: set[str] = set()
+        for path in sorted(self.out.glob(CHUNKS)):
+            try:
+                keys.update(answer.key for answer in read_chunk(path))
+            except UserError:
+                log.warning("%s: the chunk is damaged: it is removed and answered again", path)
+                path.unlink()
+        return keys
+
+    def todo(self) -> Iterator[tuple[Path, list[Request]]]:
+        """The chunks still to answer, each with the file it goes to."""
+        done = self.committed()
+        left = [request for request in self.requests() if request.key not in done]
+        paths = (self.out / f"chunk-{number:05d}.jsonl" for number in itertools.count())
+        free = (path for path in paths if not path.exists())
+        return zip(free, plan_chunks(left, self.settings.chunk_size), strict=False)
+
+    def finished(self) -> bool:
+        """Whether every request is answered and the manifest vouches for it."""
+        try:
+            read_answers(self.out)
+        except UserError:
+            (self.out / MANIFEST).unlink(missing_ok=True)
+            return False
+        return True
+
+    def finish(self) -> None:
+        outcomes = Counter(a.finish_reason for path in self.out.glob(CHUNKS) for a in read_chunk(path))
+        fields = {"identity": self.identity, "settings": self.settings.model_dump(), "outcomes": outcomes}
+        write_manifest(self.out, kind="bulk", count=outcomes.total(), **fields)
+
+
+def plan_chunks(requests: Sequence[Request], chunk_size: int) -> Iterator[list[Request]]:
+    """Requests of one kind a chunk, neighbours sharing the longest prefix so that its cache is used.
+
+    A kind is the number of score ids: vLLM returns wrong numbers for a batch that mixes generation
+    with scoring, and pads shorter lists of score ids with token 0.
+    """
+    ordered = sorted(requests, key=lambda request: (len(request.score_ids), request.prompt_ids, request.key))
+    for _, group in itertools.groupby(ordered, key=lambda request: len(request.score_ids)):
+        kind = list(group)
+        yield from (kind[start : start + chunk_size] for start in range(0, len(kind), chunk_size))
+
+
+def write_chunk(path: Path, answers: Sequence[Answer]) -> None:
+    atomic_write_text(path, chunk_text(answers))
+
+
+def check_own(out: Path) -> None:
+    """Refuse a folder in use for something else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out = '{out}': this is a file: name a folder.")
+    own = {path for pattern in OWN_FILES for path in out.glob(pattern)}
+    foreign = sorted(set(out.glob("*")) - own)
+    if foreign:
+        raise UserError(
+            f"out = '{out}': the folder holds '{foreign[0].name}', no bulk pass's file: name another."
+        )
+
+
+def model_digest(model: Path) -> str:
+    """A hash of everything in a model folder that answers depend on, weights in full.
+
+    A folder with our manifest is taken at its word: the manifest has the files' hashes.
+    """
+    if (model / MANIFEST).is_file() and "files" in json.loads((model / MANIFEST).read_text()):
+        read_manifest(model)
+        return file_sha256(model / MANIFEST)
+    paths = sorted({path for pattern in MODEL_FILES for path in model.glob(pattern)})
+    with ThreadPoolExecutor(4) as pool:
+        hashes = zip((path.name for path in paths), pool.map(file_sha256, paths), strict=True)
+        return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()

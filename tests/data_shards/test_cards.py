@@ -1,0 +1,60 @@
+"""The dataset card beside the paper's row."""
+
+import pyarrow as pa
+
+from recloom.data_shards.cards import PAPER, dataset_card, format_card
+from recloom.data_shards.splits import leave_one_out
+from recloom.data_shards.tables import Tables, assemble_tables
+
+
+def make_tables(name: str) -> Tables:
+    """Two users x four items, all rated; the last rating of each is low."""
+    keys = [(f"u{user}", f"i{item}") for user in range(2) for item in range(4)]
+    interactions = pa.table(
+        {
+            "user_key": [user for user, _ in keys],
+            "item_key": [item for _, item in keys],
+            "rating": [5.0, 4.0, 4.0, 1.0] * 2,
+            "timestamp": list(range(8)),
+        }
+    )
+    items = pa.table({"item_key": [f"i{item}" for item in range(4)], "title": list("ABCD")})
+    return assemble_tables(name, interactions, items, pa.table({"user_key": ["u0", "u1"]}))
+
+
+def test_card_counts() -> None:
+    tables = make_tables("mine")
+    card = dataset_card(tables, leave_one_out(tables, 4.0))
+    assert card["measured"] == {"users": 2, "items": 4, "interactions": 8, "density": 1.0}
+    assert card["average_length"] == 4.0
+    assert card["tasks"] == {
+        "topk": {"train": 2, "valid": 2, "test": 2},
+        "rating": {"train": 2, "valid": 2, "test": 2},
+    }
+    assert card["paper"] is None
+    text = format_card(card)
+    assert "has no row for this data set" in text and "paper  " not in text
+    assert "topk    uses 6: train 2, valid 2, test 2" in text
+
+
+def test_card_says_where_it_differs_from_the_paper() -> None:
+    tables = make_tables("ML-100K")
+    lines = format_card(dataset_card(tables, leave_one_out(tables, None))).splitlines()
+    assert lines[1].split() == ["users", "2", "943"]
+    assert lines[-1].strip() == (
+        "Differs from Llama4Rec, Table 1: users 2 instead of 943, items 4 instead of 1,682, "
+        "interactions 8 instead of 100,000, density 1.000000 instead of 0.063046."
+    )
+
+
+def test_paper_rows_are_consistent() -> None:
+    for row in PAPER.values():
+        density = row["interactions"] / (row["users"] * row["items"])
+        assert abs(density - row["density"]) < 1e-6
+
+
+def test_card_that_agrees() -> None:
+    tables = make_tables("ML-1M")
+    card = dataset_card(tables, leave_one_out(tables, 4.0))
+    exact = {**PAPER["ML-1M"], "density": 1_000_209 / (6040 * 3706)}
+    assert format_card({**card, "measured": exact}).endswith("Agrees with Llama4Rec, Table 1.")

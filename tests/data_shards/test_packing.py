@@ -1,0 +1,99 @@
+"""Packing: nothing lost, nothing too long, little room wasted; the mask keeps samples apart."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recloom.data_shards.packing import block_causal_mask, pack_window, packing_efficiency
+from recloom.data_shards.renderer import Renderer
+from recloom.data_shards.textualize import listwise
+from recloom.data_shards.textualize.listwise import ListwiseContext, listwise_sample, split_by_rating
+from recloom.data_shards.textualize.templates import TextOptions, load_template, one_line_titles
+
+SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
+    """Free space of the rows that textbook best-fit decreasing leaves, O(n^2)."""
+    free: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fits = [space for space in free if space >= length]
+        if fits:
+            free.remove(min(fits))
+        free.append((min(fits) if fits else capacity) - length)
+    return sorted(free)
+
+
+@SETTINGS
+@given(lengths=st.lists(st.integers(1, 120), max_size=80), capacity=st.integers(1, 100))
+def test_packing_is_best_fit_decreasing(lengths: list[int], capacity: int) -> None:
+    rows = pack_window(lengths, capacity)
+    assert sorted(chain.from_iterable(rows)) == list(range(len(lengths)))
+    totals = [sum(lengths[k] for k in row) for row in rows]
+    assert all(total <= capacity or len(row) == 1 for total, row in zip(totals, rows, strict=True))
+    assert sorted(capacity - total for total in totals) == slow_best_fit(lengths, capacity)
+    assert rows == pack_window(np.asarray(lengths), capacity)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), mean=st.integers(250, 450), spread=st.floats(0.2, 0.5))
+def test_realistic_lengths_waste_under_three_percent(seed: int, mean: int, spread: float) -> None:
+    """Prompt lengths spread around a mean, long and short histories mixed."""
+    draws = np.random.default_rng(seed).lognormal(np.log(mean), spread, size=1024)
+    lengths = np.clip(draws, 60, 2048).astype(int)
+    assert packing_efficiency(lengths, pack_window(lengths, 2048), 2048) >= 0.97
+
+
+def test_efficiency_counts_the_room() -> None:
+    assert packing_efficiency([4, 4, 2], [[0, 1], [2]], 10) == pytest.approx(0.5)
+    assert packing_efficiency([15, 5], [[0], [1]], 10) == pytest.approx(20 / 25)
+    assert packing_efficiency([], [], 10) == 1.0
+
+
+def real_lengths(shared_data: Path, tokenizer_folder: Path) -> list[int]:
+    """Tokens of listwise prompts about real users: 10 liked and 5 disliked, 10 candidates, both augmentations."""
+    from transformers import AutoTokenizer
+
+    renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer_folder))
+    rows = (shared_data / "ml-100k" / "u.item").read_text(encoding="latin-1").splitlines()
+    options = TextOptions(one_line_titles(row.split("|")[1] for row in rows), "movie")
+    data_N4 = np.loadtxt(shared_data / "ml-100k" / "u.data", dtype=np.int64)
+    template = load_template("listwise", listwise.FAMILY)
+    rng = np.random.default_rng(0)
+    liked_lists, lengths = [], []
+    for user in range(1, 944):
+        mine = data_N4[data_N4[:, 0] == user]
+        mine = mine[np.argsort(mine[:, 3], kind="stable")]
+        liked, disliked = split_by_rating(mine[:, 1] - 1, mine[:, 2], 4, 3)
+        liked_lists.append(liked)
+        shown = rng.choice(len(options.titles), 10, replace=False).tolist()
+        similar = liked_lists[rng.integers(len(liked_lists))]
+        context = ListwiseContext(
+            user, (), shown, liked[-10:], disliked[-5:], similar[-10:], shown[::-1], answer=sorted(shown)
+        )
+        lengths.append(len(renderer.render(listwise_sample(template, context, options)).ids_T))
+    return lengths
+
+
+def test_real_prompts_waste_under_three_percent(shared_data: Path, smollm2: Path) -> None:
+    lengths = real_lengths(shared_data, smollm2)
+    assert 300 < np.mean(lengths) < 700
+    for window in (len(lengths), 512):
+        rows = pack_window(lengths[:window], 2048)
+        print(window, np.mean(lengths), packing_efficiency(lengths, rows, 2048))
+        assert packing_efficiency(lengths, rows, 2048) >= 0.97
+
+
+def test_mask_by_hand() -> None:
+    mask = block_causal_mask(torch.tensor([0, 2, 3], dtype=torch.int32), 5, torch.bool)
+    want = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert mask.shape == (1, 1, 5, 5) and mask[0, 0].int().tolist() == want
+    added = block_causal_mask(torch.tensor([0, 2, 3]), 5, torch.float32)
+    assert torch.equal(added == 0, mask) and float(added.min()) == torch.finfo(torch.float32).min

@@ -1,0 +1,101 @@
+"""ZeRO on several ranks against a plain single-process PyTorch loop."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fixed_samples import FixedSamples, training_block
+from ranks import run_ranks
+
+from recloom.data_shards.errors import UserError
+from recloom.data_shards.stream import PackedStream
+from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
+from recloom.trainer.engine import deepspeed_json
+from recloom.trainer.loop import learning_rate
+
+SCRIPT = Path(__file__).parent / "zero_ranks.py"
+
+
+@pytest.fixture(scope="module")
+def plain_losses(tiny_llama: Path) -> list[list[float]]:
+    """Independent reference: one process, one sample at a time, torch's AdamW and clipping."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    training = training_block()
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, attn_implementation="eager")
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, betas=training.betas, eps=training.eps, weight_decay=0.01
+    )
+    source = FixedSamples()
+    stream = PackedStream(source, training.pack_length, training.rows_per_step, 16, 3, 0, 1)
+    total_steps = sum(stream.num_steps(epoch) for epoch in range(training.epochs))
+    rows, step = [], 0
+    for _ in range(training.epochs):
+        for batch in stream:
+            loss = sum(sample_loss(model, source, index) for index in batch.sample_ids) / batch.num_answer_tokens
+            adam.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
+            adam.param_groups[0]["lr"] = learning_rate(step, total_steps, training)
+            adam.step()
+            rows.append([loss.item(), norm.item()])
+            step += 1
+    assert step >= 10
+    return rows
+
+
+def sample_loss(model: torch.nn.Module, source: FixedSamples, index: int) -> torch.Tensor:
+    ids = torch.from_numpy(source.ids(index)).long()
+    labels = ids.clone()
+    labels[: source.num_prompt_N[index]] = -100
+    logits = model(input_ids=ids[None]).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+
+
+@pytest.mark.parametrize(
+    ("world_size", "stage", "checkpointing"), [(1, 3, "no"), (2, 3, "yes"), (4, 3, "no"), (2, 2, "no")]
+)
+def test_zero_equals_plain_loop(
+    tiny_llama: Path,
+    tmp_path: Path,
+    plain_losses: list[list[float]],
+    world_size: int,
+    stage: int,
+    checkpointing: str,
+) -> None:
+    out = tmp_path / "losses.json"
+    run_ranks(SCRIPT, world_size, str(tiny_llama), str(out), str(stage), checkpointing)
+    losses_S, norms_S = torch.tensor(json.loads(out.read_text())).T
+    plain_losses_S, plain_norms_S = torch.tensor(plain_losses).T
+    torch.testing.assert_close(losses_S, plain_losses_S, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norms_S, plain_norms_S, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_clipping_is_always_spelled_out() -> None:
+    """DeepSpeed clips at 1.0 when the key is absent."""
+    made = deepspeed_json(
+        ModelBlock(path="x"), TrainingBlock(gradient_clipping=0.0, rows_per_step=8), ParallelBlock(), 4
+    )
+    assert made["gradient_clipping"] == 0.0
+    assert made["gradient_accumulation_steps"] == 2
+
+
+def test_rows_that_ranks_cannot_share() -> None:
+    with pytest.raises(UserError, match="rows_per_step = 6: 4 ranks"):
+        deepspeed_json(ModelBlock(path="x"), TrainingBlock(rows_per_step=6), ParallelBlock(), 4)
+
+
+def test_learning_rate_schedule() -> None:
+    training = TrainingBlock(learning_rate=1.0, warmup_steps=4)
+    rates = [learning_rate(step, 12, training) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0 and rates[8] == pytest.approx(0.5) and 0 < rates[11] < 0.1

@@ -1,0 +1,210 @@
+"""DeepSpeed, and nothing else knows about it: start, step, checkpoint, export.
+
+The JSON that DeepSpeed wants is made from the RunConfig here, with every default that bites
+spelled out (its `gradient_clipping`, left unsaid, is 1.0).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recloom.data_shards.artifacts import atomic_write_json, fsync_path
+from recloom.data_shards.errors import UserError
+from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
+
+LATEST = "latest.json"
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its launcher dies, so that no orphan trains on."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        raise SystemExit("the launcher is gone, this rank stops")
+
+
+def deepspeed_json(
+    model: ModelBlock, training: TrainingBlock, parallel: ParallelBlock, world_size: int
+) -> dict[str, Any]:
+    """DeepSpeed's settings for one packed row a rank and micro-step.
+
+    Raises UserError when the rows of a step can't be shared evenly by the ranks.
+    """
+    rows = training.rows_per_step
+    if rows % world_size:
+        raise UserError(
+            f"training.rows_per_step = {rows}: {world_size} ranks can't share the rows evenly, "
+            f"set it to a multiple of {world_size}."
+        )
+    zero: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    adam = {
+        "lr": training.learning_rate,
+        "betas": list(training.betas),
+        "eps": training.eps,
+        "weight_decay": training.weight_decay,
+    }
+    if not parallel.offload_optimizer:
+        adam["torch_adam"] = True  # no compilation at start; offloading needs DeepSpeed's own CPU Adam
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": rows // world_size,
+        "gradient_clipping": training.gradient_clipping,
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "optimizer": {"type": "AdamW", "params": adam},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_ranks(parallel: ParallelBlock) -> tuple[int, int]:
+    """Join the process group that the launcher's variables describe; returns (rank, world size)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    from deepspeed import ops
+
+    # The shared-memory all-reduce serves inference only; it leaks a file a rank and its build
+    # leaves a lock, when killed, on which every later start hangs.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    quiet_deepspeed()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend, timeout=timedelta(minutes=parallel.collective_timeout), verbose=False
+    )
+    return dist.get_rank(), dist.get_world_size()
+
+
+def quiet_deepspeed() -> None:
+    """DeepSpeed's logger writes to standard output; only its warnings are wanted."""
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+class Engine:
+    """A causal language model under ZeRO with its optimizer.
+
+    Args:
+        model_path: Hugging Face folder or id of the starting weights.
+        ds_config: what `deepspeed_json` made.
+        model: dtype and attention implementation.
+        gradient_checkpointing: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self, model_path: str, ds_config: dict[str, Any], model: ModelBlock, gradient_checkpointing: bool
+    ) -> None:
+        import deepspeed
+
+        self.ds_config = ds_config
+        network = load_partitioned(model_path, ds_config, model)
+        network.config.use_cache = False
+        if gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        network.train()
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=network, model_parameters=parameters, config=ds_config
+        )
+        self.device = self.engine.device
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.engine(**inputs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """Count one micro-step; at the accumulation boundary, clip and update the weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+
+    def gradient_norm(self) -> float:
+        """The gradient's 2-norm before clipping, of the last update."""
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def save(self, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+        """Write a checkpoint; `latest.json` names it only when all ranks' files are on the disk."""
+        tag = f"step_{step}"
+        self.engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+        # Each rank flushes what its node holds: fsync of a file is good whoever wrote it.
+        for path in (folder / tag).rglob("*"):
+            fsync_path(path)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            atomic_write_json(folder / LATEST, {"tag": tag, "step": step, "world_size": dist.get_world_size()})
+            drop_old(folder, keep)
+        dist.barrier()
+
+    def load(self, folder: Path) -> dict[str, Any] | None:
+        """Restore the checkpoint that `latest.json` names; its state, or None where there is none."""
+        latest = folder / LATEST
+        if not latest.is_file():
+            return None
+        told = json.loads(latest.read_text())
+        if told["world_size"] != dist.get_world_size():
+            raise UserError(
+                f"{folder}: the checkpoint was written by {told['world_size']} ranks and "
+                f"{dist.get_world_size()} are running: start as many ranks, or delete the folder."
+            )
+        path, state = self.engine.load_checkpoint(str(folder), tag=told["tag"])
+        if path is None:
+            raise UserError(f"{folder / told['tag']}: the checkpoint can't be loaded: delete {folder}, start anew.")
+        return dict(state)
+
+    def export(self, folder: Path, tokenizer: Any) -> None:
+        """Write the weights as a Hugging Face safetensors folder with tokenizer (called by all ranks)."""
+        if self.engine.zero_optimization_stage() == 3:
+            weights = self.engine._zero3_consolidated_16bit_state_dict()
+        else:
+            weights = self.engine.module.state_dict()
+        if dist.get_rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            module = self.engine.module
+            module.config.use_cache = True
+            module.save_pretrained(folder, state_dict=weights)
+            tokenizer.save_pretrained(folder)
+        dist.barrier()
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+def load_partitioned(model_path: str, ds_config: dict[str, Any], model: ModelBlock) -> Any:
+    """Load the weights; under ZeRO-3 each rank keeps only its part from the start."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    from recloom.trainer.models import quiet_transformers
+
+    # transformers looks this object up while it loads and then creates partitioned parameters.
+    partition = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"]["stage"] == 3 else None
+    with quiet_transformers():
+        network = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention
+        )
+    del partition
+    return network
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), reverse=True)
+    for step in steps[keep:]:
+        shutil.rmtree(folder / f"step_{step}")

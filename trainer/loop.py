@@ -1,0 +1,149 @@
+"""The training loop: batches in, optimizer steps out; everything else is a callback."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from recloom.data_shards.stream import PackedStream, StepBatch
+from recloom.trainer.config import TrainingBlock
+from recloom.trainer.loss import answer_loss
+
+if TYPE_CHECKING:
+    from recloom.trainer.callbacks.callback import Callback
+    from recloom.trainer.engine import Engine
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is nan or infinite; raised by every rank before the weights are touched."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step left: loss is the mean over the step's answer tokens of all ranks."""
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    samples: int
+    seconds: float
+    data_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def learning_rate(step: int, total: int, training: TrainingBlock) -> float:
+    """Linear warm-up, then cosine to `final_lr_ratio` of the peak; `step` counts from 0."""
+    peak, warmup = training.learning_rate, min(training.warmup_steps, total)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    floor = training.final_lr_ratio
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Loop:
+    """Runs `training.epochs` epochs of a stream through an engine.
+
+    The loss of a step is the mean over all its answer tokens, whatever rank or row holds them, so
+    it does not depend on the number of ranks.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stream: PackedStream,
+        training: TrainingBlock,
+        attention: str,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.engine = engine
+        self.stream = stream
+        self.training = training
+        self.attention = attention
+        self.callbacks = callbacks
+        self.step = 0
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.total_steps = sum(stream.num_steps(epoch) for epoch in range(training.epochs))
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self.step, "stream": self.stream.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.stream.load_state(state["stream"])
+
+    def run(self) -> None:
+        try:
+            for callback in self.callbacks:
+                callback.on_start(self)
+            while self.stream.epoch < self.training.epochs:
+                self.run_epoch()
+            for callback in self.callbacks:
+                callback.on_end(self)
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+
+    def run_epoch(self) -> None:
+        """The rest of the stream's current epoch."""
+        waiting = time.perf_counter()
+        for batch in self.stream:
+            start = time.perf_counter()
+            record = self.train_step(batch, start, start - waiting)
+            self.step += 1
+            for callback in self.callbacks:
+                callback.on_step(self, record)
+            waiting = time.perf_counter()
+
+    def train_step(self, batch: StepBatch, start: float, data_seconds: float) -> StepRecord:
+        """Forward and backward of this rank's rows, a check, one update."""
+        rate = learning_rate(self.step, self.total_steps, self.training)
+        # DeepSpeed takes the mean over ranks and micro-steps; this factor turns it into a sum of
+        # token losses over the step's answer tokens.
+        scale = self.training.rows_per_step / batch.num_answer_tokens
+        total = torch.zeros((), dtype=torch.float64)
+        for position, row in enumerate(batch.rows):
+            loss = answer_loss(self.engine, row, self.attention, self.engine.device)
+            total += loss.detach().double().cpu()
+            if position + 1 == len(batch.rows):
+                total = self.check_finite(total, batch)
+            self.engine.backward(loss * scale)
+            self.engine.step(rate)
+        return StepRecord(
+            step=self.step + 1,
+            epoch=batch.epoch,
+            loss=total.item() / batch.num_answer_tokens,
+            learning_rate=rate,
+            gradient_norm=self.engine.gradient_norm(),
+            tokens=self.count_tokens(batch),
+            samples=len(batch.sample_ids),
+            seconds=time.perf_counter() - start,
+            data_seconds=data_seconds,
+        )
+
+    def check_finite(self, total: torch.Tensor, batch: StepBatch) -> torch.Tensor:
+        """The loss summed over ranks; raises NonFiniteLoss on every rank, before the update."""
+        total = total.to(self.engine.device)
+        dist.all_reduce(total)
+        if not torch.isfinite(total):
+            raise NonFiniteLoss(
+                f"step {self.step + 1}: the loss is {total.item()}, the weights were not touched. "
+                f"Samples of the step: {batch.sample_ids}. Lower training.learning_rate, or look at "
+                "these samples with `recloom inspect`."
+            )
+        return total.cpu()
+
+    def count_tokens(self, batch: StepBatch) -> int:
+        lengths = self.stream.lengths_of(batch.sample_ids)
+        return int(lengths.sum())

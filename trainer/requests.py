@@ -1,0 +1,157 @@
+"""What is asked of a language model in bulk, and what it answered.
+
+A pass (`launcher/bulk.py`) reads requests and leaves a folder: `requests.jsonl`, `chunk-*.jsonl`
+with the answers, `manifest.json` written last. A chunk file is one JSON line an answer and a last
+line with their count and SHA-256, so a damaged chunk is found without the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from recloom.data_shards.artifacts import atomic_write_text, read_manifest
+from recloom.data_shards.errors import UserError
+
+REQUESTS = "requests.jsonl"
+CHUNKS = "chunk-*.jsonl"
+
+
+class BulkSettings(BaseModel):
+    """How a bulk pass runs: the `bulk:` block of the YAML and the flags of `launcher/bulk.py`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Number format of the model."
+    )
+    max_model_len: int | None = Field(
+        None, ge=2, description="Longest prompt plus answer in tokens; empty: the model's own limit."
+    )
+    chunk_size: int = Field(64, ge=1, description="Requests committed together: what a crash can cost.")
+    max_num_seqs: int = Field(64, ge=1, description="Requests that the engine works on at once.")
+    block_size: int = Field(
+        32,
+        ge=16,
+        multiple_of=16,
+        description="Tokens a block of the prefix cache; on a CPU a multiple of 32.",
+    )
+    kv_cache_gb: float = Field(2.0, gt=0, description="Memory of the key-value cache on a CPU, in GiB.")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; empty: all cores.")
+    max_restarts: int = Field(3, ge=0, description="Restarts in a row without a new chunk before giving up.")
+    stall_seconds: float = Field(600.0, gt=0, description="A worker silent for longer is restarted.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt as token ids.
+
+    Without `score_ids`: greedy text of at most `max_tokens` tokens, ended by the model's end token
+    or one of the `stop` strings. With them: one forward pass (`max_tokens` is 1) that returns the
+    log-probability of each of these ids as the next token. `meta` is kept beside the answer.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    score_ids: tuple[int, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # read by TypeAdapter
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the whole content: the request's name across runs."""
+        return hashlib.sha256(dump(asdict(self)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one request.
+
+    `logprob` is the sum of the natural log-probabilities of `token_ids` (stop string included,
+    which `text` is not); `scores` has one natural log-probability for each of the request's
+    `score_ids`. `error` says why there is no answer; then text, ids and scores are empty.
+    """
+
+    key: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    scores: tuple[float, ...]
+    finish_reason: str
+    error: str | None
+    meta: dict[str, Any] = field(hash=False)
+
+
+def dump(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True, separators=(",", ":"))
+
+
+def requests_text(requests: Iterable[Request]) -> str:
+    return "".join(dump(asdict(request)) + "\n" for request in requests)
+
+
+def write_requests(path: Path, requests: Iterable[Request]) -> None:
+    atomic_write_text(path, requests_text(requests))
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Requests in file order. Raises UserError naming the file and line that is no request."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such request file: give one made by write_requests.")
+    adapter, lines = TypeAdapter(Request), path.read_text().splitlines()
+    return [parse_request(adapter, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def parse_request(adapter: TypeAdapter[Request], line: str, where: str) -> Request:
+    try:
+        return adapter.validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"])) or "the line"
+        raise UserError(f"{where}: {name}: {problem['msg']}: write the file with write_requests.") from None
+
+
+def chunk_text(answers: Sequence[Answer]) -> str:
+    body = "".join(dump(asdict(answer)) + "\n" for answer in answers)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return body + dump({"count": len(answers), "sha256": digest}) + "\n"
+
+
+def read_chunk(path: Path) -> list[Answer]:
+    """The answers of one chunk file. Raises UserError when its last line does not vouch for the rest."""
+    try:
+        body, _, trailer = path.read_text().rstrip("\n").rpartition("\n")
+        intact = json.loads(trailer)["sha256"] == hashlib.sha256(f"{body}\n".encode()).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path}: the chunk is damaged: run the bulk pass again, it redoes this chunk only.")
+    adapter = TypeAdapter(Answer)
+    return [adapter.validate_json(line) for line in body.splitlines()]
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """The answers of a complete pass, one for each request, in request order.
+
+    Equal requests share one answer. Raises UserError when the pass is unfinished or damaged.
+    """
+    try:
+        read_manifest(folder)
+        answers = {answer.key: answer for path in sorted(folder.glob(CHUNKS)) for answer in read_chunk(path)}
+        return [answers[request.key] for request in read_requests(folder / REQUESTS)]
+    except (UserError, KeyError) as error:
+        raise UserError(
+            f"{folder}: no complete bulk pass ({error}): run the pass again, whole chunks are kept."
+        ) from None
