@@ -82,7 +82,10 @@ def read_manifest(folder: Path, verify: bool = False) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: the manifest is no valid JSON: delete the folder, make it again.") from None
-    for name, want in manifest["files"].items():
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise UserError(f"{path}: the manifest lists no files: delete the folder, make it again.")
+    for name, want in files.items():
         check_file(folder / name, want, verify)
     return manifest
 

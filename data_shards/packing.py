@@ -14,12 +14,24 @@ import torch
 
 
 def pack_window(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: indices of the samples, row by row, each row at most `capacity` tokens long.
+    """Indices of the samples, row by row, each row at most `capacity` tokens long.
 
-    A sample longer than `capacity` gets a row of its own. Depends on lengths and order only. O(n log n): rows
-    are found by free space, of which there are at most `capacity` distinct values.
+    Best-fit decreasing, and where that leaves more rows than the tokens need, row by row the best filling;
+    the fewer rows win. Filling helps where samples are long and alike, at a third of the capacity, say. A
+    sample longer than `capacity` gets a row of its own. Depends on lengths and their order only.
     """
     lengths_N = np.asarray(lengths, dtype=np.int64)
+    rows = best_fit_decreasing(lengths_N, capacity)
+    if len(rows) * capacity < lengths_N.sum() + capacity:
+        return rows
+    return min(rows, fill_rows(lengths_N, capacity), key=len)
+
+
+def best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> list[list[int]]:
+    """Longest first, each sample into the row with the least room that takes it.
+
+    O(n log n): rows are found by free space, of which there are at most `capacity` distinct values.
+    """
     rows: list[list[int]] = []
     free: list[int] = []  # distinct free spaces, sorted
     rows_by_free: dict[int, list[int]] = {}
@@ -43,7 +55,43 @@ def pack_window(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list
     return rows
 
 
-def packing_efficiency(lengths: Sequence[int] | np.ndarray, rows: Sequence[Sequence[int]], capacity: int) -> float:
+def fill_rows(lengths_N: np.ndarray, capacity: int) -> list[list[int]]:
+    """Each row starts with the longest sample left and takes the samples that fill it best."""
+    order = np.argsort(-lengths_N, kind="stable").tolist()
+    left = [(int(lengths_N[index]), index) for index in order]
+    rows: list[list[int]] = []
+    while left:
+        length, index = left.pop(0)
+        chosen = best_filling([length for length, _ in left], capacity - length)
+        rows.append([index, *(left.pop(k)[1] for k in chosen)])
+    return rows
+
+
+def best_filling(lengths: list[int], space: int) -> list[int]:
+    """Positions, last first, of the samples that fill `space` best; `lengths` come in descending order.
+
+    Subset sum on a bit set: bit t of `reachable[k]` says that some of the first k samples add up to t.
+    """
+    space = max(space, 0)
+    start = bisect_left(lengths, -space, key=lambda length: -length)
+    mask = (1 << (space + 1)) - 1
+    reachable = [1]
+    for length in lengths[start:]:
+        reachable.append((reachable[-1] | reachable[-1] << length) & mask)
+        if reachable[-1] >> space:
+            break
+    total = reachable[-1].bit_length() - 1
+    chosen = []
+    for k in range(len(reachable) - 1, 0, -1):
+        if not reachable[k - 1] >> total & 1:
+            chosen.append(start + k - 1)
+            total -= lengths[start + k - 1]
+    return chosen
+
+
+def packing_efficiency(
+    lengths: Sequence[int] | np.ndarray, rows: Sequence[Sequence[int]], capacity: int
+) -> float:
     """Tokens of the packed samples over the room of their rows (a longer row counts its own length)."""
     lengths_N = np.asarray(lengths, dtype=np.int64)
     if not rows:

@@ -34,7 +34,7 @@ CUT = re.compile(r"(?<=\S\n)(?=[^\s/])")
 # A newline (Ċ in byte-level vocabularies) followed by something visible.
 TOKEN_OVER_CUT = re.compile("[\nĊ][^\\s/\nĊĠĉč▁]")
 PROBES = ("a\nb", "(x)\n'y'\n1\n...\n-z", " a \n b\n\nc\n", "The Été (1995)\n¿Qué?: 4\n東京\n/x\n#\n🎬")
-NUM_CACHED_PIECES = 1_000_000
+NUM_CACHED_PIECES = 300_000
 
 Span = tuple[int, int, str, int | None]
 SlotPosition = tuple[int, str, int | None]
@@ -56,11 +56,10 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Piece:
-    """Ids of a piece of text, and the characters [start, end) that each token covers."""
+    """Ids of a piece of text, and the first and last + 1 character that each token covers, (T, 2)."""
 
     ids_T: np.ndarray
-    starts_T: np.ndarray
-    ends_T: np.ndarray
+    offsets_T2: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -112,19 +111,26 @@ class Renderer:
         encoded = self._encode(segments, is_start=True, num_before=len(self.prefix_ids))
         return self.prefix_ids + encoded.ids_T.tolist()
 
+    def answer_ids(self, text: str) -> list[int]:
+        """The ids of an answer's text behind a prompt, without the end token."""
+        ids: list[int] = self._encode([Literal(text)], is_start=False, num_before=0).ids_T.tolist()
+        return ids
+
     def _encode(self, segments: Sequence[Segment], is_start: bool, num_before: int) -> Encoded:
         """Compose segments; `num_before` tokens already stand before them in the sequence."""
         parts: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
         spans: list[Span] = []
         slots: list[SlotPosition] = []
         position = num_before
-        for is_slot, group in groupby(segments, key=lambda segment: isinstance(segment, Slot)):
+        for _, group in groupby(segments, key=lambda segment: isinstance(segment, Slot)):
             run = list(group)
-            if is_slot:
-                ids_T = np.full(len(run), self.pad_id, dtype=np.int32)
-                slots += [(position + k, slot.kind, slot.id) for k, slot in enumerate(run)]
+            run_slots = [segment for segment in run if isinstance(segment, Slot)]
+            if run_slots:
+                ids_T = np.full(len(run_slots), self.pad_id, dtype=np.int32)
+                slots += [(position + k, slot.kind, slot.id) for k, slot in enumerate(run_slots)]
             else:
-                ids_T, run_spans = self._encode_text(run, is_start and position == num_before)
+                text = [segment for segment in run if not isinstance(segment, Slot)]
+                ids_T, run_spans = self._encode_text(text, is_start and position == num_before)
                 spans += [(position + start, position + end, kind, id) for start, end, kind, id in run_spans]
             parts.append(ids_T)
             position += len(ids_T)
@@ -147,9 +153,11 @@ class Renderer:
         encoding = self._backend.encode(anchor + text, add_special_tokens=False)
         offsets_T2 = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)[num_anchor:] - len(anchor)
         if len(offsets_T2) and offsets_T2[0, 0] < 0:
-            raise UserError(f"tokenizer {self._name}: it joins {text[:40]!r} with the line before: use another.")
+            raise UserError(
+                f"tokenizer {self._name}: it joins {text[:40]!r} with the line before: use another."
+            )
         ids_T = np.asarray(encoding.ids[num_anchor:], dtype=np.int32)
-        return Piece(ids_T, offsets_T2[:, 0], offsets_T2[:, 1])
+        return Piece(ids_T, offsets_T2)
 
     def _find_anchor(self) -> tuple[str, int]:
         """The line put before later pieces and its number of tokens; empty where a start is like any line."""
@@ -163,7 +171,9 @@ class Renderer:
         wrong = [text for text in PROBES if self._whole(text) != self._composed(text)]
         if crossing or wrong:
             example = repr((crossing + wrong)[0])
-            raise UserError(f"tokenizer {self._name}: its tokens cross line ends (see {example}): use another.")
+            raise UserError(
+                f"tokenizer {self._name}: its tokens cross line ends (see {example}): use another."
+            )
 
     def _whole(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -188,11 +198,11 @@ def entity_spans(run: Sequence[Literal | Entity], texts: list[str], pieces: list
     if not entities:
         return []
     bases = np.cumsum([0, *(len(text) for text in texts[:-1])])
-    starts_T = np.concatenate([piece.starts_T + base for piece, base in zip(pieces, bases, strict=True)])
-    ends_T = np.concatenate([piece.ends_T + base for piece, base in zip(pieces, bases, strict=True)])
+    base_T = np.repeat(bases, [len(piece.ids_T) for piece in pieces])
+    offsets_T2 = np.concatenate([piece.offsets_T2 for piece in pieces]) + base_T[:, None]
     bounds_E2 = np.asarray(bounds)
-    first_E = np.searchsorted(ends_T, bounds_E2[:, 0], side="right").tolist()
-    last_E = np.searchsorted(starts_T, bounds_E2[:, 1], side="left").tolist()
+    first_E = np.searchsorted(offsets_T2[:, 1], bounds_E2[:, 0], side="right").tolist()
+    last_E = np.searchsorted(offsets_T2[:, 0], bounds_E2[:, 1], side="left").tolist()
     return [(first, last, e.kind, e.id) for first, last, e in zip(first_E, last_E, entities, strict=True)]
 
 
@@ -218,7 +228,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides the ids: vocabulary, merges, normalizer, pre-tokenizer, control tokens."""
+    """SHA-256 over all that decides the ids: vocabulary, merges, normalizer, splitting, control tokens."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]

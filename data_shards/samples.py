@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal as Choice, TypeAlias
+from typing import Any, TypeAlias
+from typing import Literal as Choice
 
 EntityKind: TypeAlias = Choice["item", "attribute"]
 SlotKind: TypeAlias = Choice["user", "history", "candidate", "prefix", "suffix"]

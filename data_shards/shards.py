@@ -32,6 +32,7 @@ from recloom.data_shards.samples import Sample, sample_text
 
 INDEX = "index.npy"
 LENGTHS = "lengths.npy"
+COUNTS = frozenset({"num_samples", "num_shards", "num_tokens", "num_answer_tokens", "samples_per_shard"})
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 REMEDY = "delete the folder and make it again."
 
@@ -189,13 +190,13 @@ def verify_shards(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder, verify=True)
     path = folder / MANIFEST
-    missing = {"num_samples", "num_shards", "num_tokens", "num_answer_tokens", "samples_per_shard"} - set(manifest)
+    missing = sorted(COUNTS - set(manifest))
     if missing:
-        raise UserError(f"{path}: the field {sorted(missing)[0]} is missing: {REMEDY}")
-    shards = {shard_name(number) for number in range(manifest["num_shards"])}
-    if set(manifest["files"]) != shards | {INDEX, LENGTHS}:
-        odd = sorted(set(manifest["files"]) ^ (shards | {INDEX, LENGTHS}))[0]
-        raise UserError(f"{path}: {manifest['num_shards']} shards and the listed files disagree on {odd}: {REMEDY}")
+        raise UserError(f"{path}: the field {missing[0]} is missing: {REMEDY}")
+    files = {INDEX, LENGTHS, *(shard_name(number) for number in range(manifest["num_shards"]))}
+    odd = sorted(files ^ set(manifest["files"]))
+    if odd:
+        raise UserError(f"{path}: the listed files and num_shards disagree on {odd[0]}: {REMEDY}")
     found = counts(np.load(folder / LENGTHS), manifest["samples_per_shard"])
     for field, value in found.items():
         if manifest[field] != value:

@@ -2,10 +2,10 @@
 
 Shapes: N samples, S samples of a row, T tokens of a row.
 
-The order of an epoch is a permutation drawn from (seed, epoch). It is cut into windows, each window is packed
-by itself and its rows are shuffled, and the rows of all windows in turn form the global sequence. A step takes
-the next `rows_per_step` rows; rank r of W takes rows r, r + W, ... of the step. So the global order does not
-depend on the number of ranks, and a position in it is a few integers.
+The order of an epoch is a permutation drawn from (seed, epoch). It is cut into windows, each window is
+packed by itself and its rows are shuffled, and the rows of all windows in turn form the global sequence. A
+step takes the next `rows_per_step` rows; rank r of W takes rows r, r + W, ... of the step. So the global
+order does not depend on the number of ranks, and a position in it is a few integers.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One optimizer step. `rows` are this rank's, equally many on each; `num_answer_tokens` (tokens with loss)
-    and `sample_ids` are of all ranks."""
+    """One optimizer step. `rows` are this rank's, equally many on each rank; `num_answer_tokens` (tokens with
+    loss) and `sample_ids` are of all ranks."""
 
     step: int
     epoch: int
@@ -165,7 +165,9 @@ class PackedStream:
 
 def build_row(source: TokenSource, indices: Sequence[int]) -> PackedRow:
     """Lay samples end to end; no samples give an empty row."""
-    ids = [np.asarray(source.ids(index), dtype=np.int64) for index in indices] or [np.zeros(1, dtype=np.int64)]
+    ids = [np.asarray(source.ids(index), dtype=np.int64) for index in indices] or [
+        np.zeros(1, dtype=np.int64)
+    ]
     num_prompts = [max(int(source.num_prompt_N[index]), 1) for index in indices] or [1]
     labels = []
     for ids_T, num_prompt in zip(ids, num_prompts, strict=True):

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,19 @@ from recloom.trainer.requests import Answer, BulkSettings, Request, read_request
 __all__ = ["main", "run_pass"]
 
 MAX_SCORE_IDS = 128  # vLLM's limit of logprob_token_ids
-DONE = ("stop", "length")
+ENDS = ("stop", "length", "refused")
 HEARTBEAT_SECONDS = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--worker"]:  # how the supervisor starts this file
+        out, pipe, parent = arguments[1:]
+        return work(Path(out), Connection(int(pipe), readable=False), int(parent))
     options = vars(parser().parse_args(arguments))
-    if options["worker"]:
-        return work(options["worker"], options["parent"], Connection(options["pipe"], readable=False))
     try:
-        given = {name: options[name] for name in BulkSettings.model_fields if options[name] is not None}
-        requests = read_requests(options["requests"])
-        answers = run_pass(read_settings(given), options["model"], requests, options["out"])
+        settings = read_settings({k: options[k] for k in BulkSettings.model_fields if options[k] is not None})
+        answers = run_pass(settings, options["model"], read_requests(options["requests"]), options["out"])
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -50,23 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
         print("Interrupted: the same command goes on from the last chunk.", file=sys.stderr)
         return 130
     counts = Counter(answer.finish_reason for answer in answers)
-    print(
-        f"{len(answers)} answers in {options['out']}:", ", ".join(f"{n} {name}" for name, n in counts.items())
-    )
+    print(f"{len(answers)} answers in {options['out']}: {dict(counts)}")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="Answer all requests of a file with a language model.")
-    made.add_argument("--model", type=Path, help="Hugging Face model folder")
-    made.add_argument("--requests", type=Path, help="file made by write_requests")
-    made.add_argument("--out", type=Path, help="folder of the answers; a second run goes on there")
+    made.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
+    made.add_argument("--requests", type=Path, required=True, help="file made by write_requests")
+    made.add_argument(
+        "--out", type=Path, required=True, help="folder of the answers; a second run goes on there"
+    )
     for name, field in BulkSettings.model_fields.items():
-        made.add_argument(
-            "--" + name.replace("_", "-"), help=f"{field.description} Default: {field.default}."
-        )
-    for name, kind in (("--worker", Path), ("--parent", int), ("--pipe", int)):
-        made.add_argument(name, type=kind, help=argparse.SUPPRESS)
+        default = "" if field.default is None else f" Default: {field.default}."
+        made.add_argument("--" + name.replace("_", "-"), help=f"{field.description}{default}")
     return made
 
 
@@ -78,13 +76,13 @@ def read_settings(given: dict[str, str]) -> BulkSettings:
         raise UserError("\n".join(problems)) from None
 
 
-def work(out: Path, parent: int, pipe: Connection) -> int:
+def work(out: Path, pipe: Connection, parent: int) -> int:
     """The worker: answers and commits chunk after chunk, reports to the supervisor."""
     os.set_inheritable(pipe.fileno(), False)
     die_with(parent)
     try:
         store = BulkStore.reopen(out)
-        answer_all(store, Engine(store), Reporter(pipe))
+        answer_all(store, Engine(store.model, store.settings), Reporter(pipe))
     except Exception as error:
         traceback.print_exc()
         pipe.send({"error": f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}"})
@@ -107,7 +105,6 @@ class Reporter:
         self.pipe = pipe
         self.committed = 0
         self.last = 0.0
-        self.answered(0)
 
     def answered(self, in_chunk: int) -> None:
         if time.monotonic() - self.last >= HEARTBEAT_SECONDS:
@@ -120,26 +117,19 @@ class Reporter:
 
 
 def answer_all(store: BulkStore, engine: Engine, reporter: Reporter) -> None:
+    reporter.commit(0)
     for path, chunk in store.todo():
-        answers = answer_chunk(engine, chunk, reporter.answered)
-        write_chunk(path, answers)
+        write_chunk(path, answer_chunk(engine, chunk, reporter.answered))
         reporter.commit(len(chunk))
 
 
 def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int], None]) -> list[Answer]:
     """One answer a request, in the chunk's order; what the engine fails on is asked a second time."""
-    answers = {}
-    for request in chunk:
-        fault = find_fault(request, engine.vocab_size, engine.max_model_len)
-        if fault:
-            answers[request.key] = refused(request, fault)
-    for _ in range(2):
-        todo = [
-            r for r in chunk if r.key not in answers or answers[r.key].finish_reason not in (*DONE, "refused")
-        ]
-        answers |= engine.answer(todo, progress)
-    if len(answers) != len(chunk):
-        raise RuntimeError(f"{len(answers)} answers to {len(chunk)} requests")
+    faults = {request.key: find_fault(request, engine.vocab_size, engine.max_model_len) for request in chunk}
+    answers = {r.key: refused(r, fault) for r in chunk if (fault := faults[r.key])}
+    answers |= engine.answer([request for request in chunk if not faults[request.key]], progress)
+    failed = [request for request in chunk if answers[request.key].finish_reason not in ENDS]
+    answers |= engine.answer(failed, progress)
     return [answers[request.key] for request in chunk]
 
 
@@ -166,15 +156,14 @@ def refused(request: Request, fault: str) -> Answer:
 class Engine:
     """vLLM on one model, in this process. An exception from it leaves it unusable: end the process."""
 
-    def __init__(self, store: BulkStore) -> None:
+    def __init__(self, model: Path, settings: BulkSettings) -> None:
         from vllm import LLM
 
-        settings = store.settings
         memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
         if cpu_build():
             memory = {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30)}
         llm = LLM(
-            model=str(store.model),
+            model=str(model),
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
@@ -188,39 +177,47 @@ class Engine:
         self.vocab_size: int = self.engine.model_config.get_vocab_size()
         self.max_model_len: int = self.engine.model_config.max_model_len
 
-    def answer(self, requests: Iterable[Request], progress: Callable[[int], None]) -> dict[str, Answer]:
-        """Answers by key, greedy; `progress` is called after every step with the number so far."""
+    def answer(self, requests: list[Request], progress: Callable[[int], None]) -> dict[str, Answer]:
+        """Answers by key, greedy; `progress` is called after every step with the number so far.
+
+        The prefix cache starts empty: what it held would shift the last bits of the result, and a
+        pass that was interrupted must end with the answers of one that was not.
+        """
+        self.engine.reset_prefix_cache()
         asked = {request.key: request for request in requests}
-        answers = {}
-        for request in asked.values():
-            try:
-                self.engine.add_request(
-                    request.key, {"prompt_token_ids": list(request.prompt_ids)}, sampling(request)
-                )
-            except ValueError as error:
-                answers[request.key] = refused(request, str(error))
+        answers = {key: fault for key, request in asked.items() if (fault := self.submit(request))}
         while self.engine.has_unfinished_requests():
-            for output in self.engine.step():
+            outputs: Any = self.engine.step()
+            for output in outputs:
                 if output.finished:
                     answers[output.request_id] = make_answer(asked[output.request_id], output.outputs[0])
             progress(len(answers))
+        if answers.keys() != asked.keys():
+            raise RuntimeError(f"vLLM returned {len(answers)} answers to {len(asked)} requests")
         return answers
+
+    def submit(self, request: Request) -> Answer | None:
+        """Queue a request; an answer at once when vLLM refuses it for a reason of its own."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs.engine import tokens_input
+
+        try:
+            self.engine.add_request(request.key, tokens_input(list(request.prompt_ids)), sampling(request))
+        except (ValueError, VLLMClientError) as error:
+            return refused(request, str(error))
+        return None
 
 
 def sampling(request: Request) -> Any:
+    """vLLM's parameters: greedy text with its log-probability, or exact log-probabilities of given ids."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    last = RequestOutputKind.FINAL_ONLY
+    common: dict[str, Any] = {"temperature": 0, "output_kind": RequestOutputKind.FINAL_ONLY}
     if request.score_ids:
         ids = list(request.score_ids)
-        return SamplingParams(
-            temperature=0, max_tokens=1, logprob_token_ids=ids, detokenize=False, output_kind=last
-        )
-    stop = list(request.stop)
-    return SamplingParams(
-        temperature=0, max_tokens=request.max_tokens, stop=stop, logprobs=0, output_kind=last
-    )
+        return SamplingParams(max_tokens=1, logprob_token_ids=ids, detokenize=False, **common)
+    return SamplingParams(max_tokens=request.max_tokens, stop=list(request.stop), logprobs=0, **common)
 
 
 def make_answer(request: Request, output: Any) -> Answer:
@@ -234,7 +231,7 @@ def make_answer(request: Request, output: Any) -> Answer:
         logprob=output.cumulative_logprob,
         scores=scores,
         finish_reason=reason,
-        error=None if reason in DONE else f"the engine ended the request with '{reason}'",
+        error=None if reason in ENDS else f"the engine ended the request with '{reason}'",
         meta=request.meta,
     )
 

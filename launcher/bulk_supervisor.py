@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -83,9 +83,7 @@ def exclusive_log(out: Path) -> Iterator[IO[bytes]]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(
-                        f"out = '{out}': another pass is writing there: wait for its end."
-                    ) from None
+                    raise UserError(f"out = '{out}': another pass writes there: wait for it.") from None
                 time.sleep(0.1)
         yield log_file
 
@@ -107,14 +105,10 @@ def supervise(store: BulkStore, command: Sequence[str], env: Mapping[str, str], 
             if done == wanted:
                 break
             failures = 1 if done > before else failures + 1
+            state = f"bulk pass '{store.out}' at {done} of {wanted} requests: the worker {end.reason}"
             if end.hopeless or failures > store.settings.max_restarts:
-                raise UserError(
-                    f"The bulk pass in '{store.out}' stopped at {done} of {wanted} requests: the worker {end.reason}; "
-                    f"see '{log_file.name}', mend the cause and run it again."
-                )
-            log.warning(
-                "%s: the worker %s; it is started again at %d of %d", store.out, end.reason, done, wanted
-            )
+                raise UserError(f"{state}: see '{log_file.name}', mend the cause, run it again.")
+            log.warning("%s: it is started again", state)
         bar.n = wanted
 
 
@@ -124,11 +118,10 @@ def running(
 ) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
     """A worker in a session of its own and the end of its pipe; both are gone afterwards, however."""
     receiver, sender = Pipe(duplex=False)
-    arguments = ["--pipe", str(sender.fileno()), "--parent", str(os.getpid())]
     with receiver:
         with sender:
             worker = subprocess.Popen(
-                [*command, *arguments],
+                [*command, str(sender.fileno()), str(os.getpid())],
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
@@ -144,10 +137,8 @@ def running(
 
 def kill(worker: subprocess.Popen[bytes]) -> None:
     """End the worker and whatever it started."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     worker.wait()
 
 
@@ -155,17 +146,17 @@ def watch(
     worker: subprocess.Popen[bytes], pipe: Connection, stall_seconds: float, bar: tqdm, done: int
 ) -> End:
     """Follow one worker to its end; moves `bar` to `done` plus what the worker has answered."""
-    ready, error = False, ""
-    while pipe.poll(stall_seconds if ready else STARTUP_SECONDS):
+    limit, error = STARTUP_SECONDS, ""
+    while pipe.poll(limit):
         try:
             message = pipe.recv()
         except (EOFError, OSError):
-            return End(error or exit_reason(worker.wait()), hopeless=bool(error) and not ready)
-        ready = ready or "answered" in message
+            return End(error or exit_reason(worker.wait()), hopeless=bool(error) and limit == STARTUP_SECONDS)
+        if "answered" in message:
+            limit, bar.n = stall_seconds, done + message["answered"]
+            bar.refresh()
         error = message.get("error", error)
-        bar.n = done + message.get("answered", bar.n - done)
-        bar.refresh()
-    return End(f"showed no progress for {stall_seconds:g} s")
+    return End(f"showed no progress for {limit:g} s")
 
 
 def exit_reason(code: int) -> str:
@@ -181,6 +172,16 @@ def cpu_build() -> bool:
     return True
 
 
+def num_cores() -> int:
+    """The cores this process may use: its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no quota ("max")
+        return cores
+
+
 def worker_env(threads: int | None) -> dict[str, str]:
     """The worker's environment: engine in the worker's own process, no network, threads that sleep.
 
@@ -190,5 +191,5 @@ def worker_env(threads: int | None) -> dict[str, str]:
     env.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if cpu_build():
         env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_WAIT_POLICY": "passive"}
-        env["OMP_NUM_THREADS"] = str(threads or len(os.sched_getaffinity(0)))
+        env["OMP_NUM_THREADS"] = str(threads or num_cores())
     return env

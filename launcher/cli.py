@@ -1,0 +1,131 @@
+"""The `recloom` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from recloom.data_shards.errors import UserError
+from recloom.launcher.overrides import HELP, split_overrides
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="recloom", description="Training LLM recommenders on clusters.", epilog=HELP)
+    commands = made.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser(
+        "run", help="the whole recipe of a config; finished stages are skipped", epilog=HELP, allow_abbrev=False
+    )
+    run.add_argument("config", type=Path, help="a YAML of configs/")
+    run.add_argument("--only", metavar="STAGE", help="this stage alone")
+    run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it again")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, do nothing")
+
+    validate = commands.add_parser(
+        "validate", help="check a config and whether it fits the cluster", epilog=HELP, allow_abbrev=False
+    )
+    validate.add_argument("config", type=Path)
+    validate.add_argument("--gpus", type=int, default=1, help="GPUs in all (default 1)")
+    validate.add_argument("--gpu-memory", type=float, default=80, help="GiB a GPU (default 80)")
+
+    listing = commands.add_parser("ls", help="the runs and how far they are")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+
+    commands.add_parser("env", help="versions and devices of this machine")
+
+    inspect = commands.add_parser("inspect", help="look at a prompt, an answer or an augmented record")
+    inspect.add_argument("path", type=Path, help="a folder of shards, a bulk pass, or a .jsonl of records")
+    inspect.add_argument("--index", type=int, default=0, help="which one (default 0)")
+    inspect.add_argument("--verify", action="store_true", help="check all shards for damage instead")
+
+    report = commands.add_parser("report", help="print a run's results table and write its report again")
+    report.add_argument("run", type=Path, help="a run folder")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return dispatch(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: the same command continues.", file=sys.stderr)
+        return 130
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Only `run` and `validate` take overrides of settings."""
+    if arguments[:1] and arguments[0] in ("run", "validate"):
+        options, overrides = split_overrides(parser(), arguments)
+    else:
+        options, overrides = parser().parse_args(arguments), []
+    if options.command == "run":
+        return run_command(options, overrides)
+    if options.command == "validate":
+        return validate_command(options, overrides)
+    if options.command == "ls":
+        return list_command(options.folder)
+    if options.command == "env":
+        return env_command()
+    if options.command == "inspect":
+        return inspect_command(options)
+    return report_command(options.run)
+
+
+def run_command(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    from recloom.launcher.run import run_recipe
+    from recloom.trainer.config_io import read_config
+
+    config = read_config(options.config, overrides)
+    run = run_recipe(config, options.only, options.start, options.dry_run)
+    if not options.dry_run and options.only is None:
+        report_command(run.folder)
+    return 0
+
+
+def validate_command(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    from recloom.trainer.config_io import read_config
+    from recloom.trainer.plan import format_plan, make_plan
+
+    plan = make_plan(read_config(options.config, overrides), options.gpus, options.gpu_memory)
+    print(format_plan(plan))
+    return 0 if plan.ok else 1
+
+
+def list_command(folder: Path) -> int:
+    from recloom.launcher.listing import format_runs
+
+    print(format_runs(folder))
+    return 0
+
+
+def env_command() -> int:
+    from recloom.launcher.environment import environment
+
+    print(json.dumps(environment(), indent=1))
+    return 0
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    from recloom.tools.inspect_path import describe
+
+    print(describe(options.path, options.index, options.verify))
+    return 0
+
+
+def report_command(folder: Path) -> int:
+    from recloom.trainer.report.html import write_report
+    from recloom.trainer.report.tables import read_results, results_table
+
+    page = write_report(folder)
+    print(results_table(read_results(folder)))
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

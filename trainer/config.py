@@ -8,24 +8,39 @@ Settings`): adding one of these is adding one file. `config_io.py` reads YAML in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from recloom.data_shards.sources.registry import source_module, source_names
 from recloom.trainer.collaborative.registry import backbone_module, backbone_names
+from recloom.trainer.config_rules import broken_rules
 from recloom.trainer.requests import BulkSettings
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Cutoff = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Block(BaseModel):
     """A block of the YAML: unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+
+class OpenBlock(Block):
+    """A block whose kind is unknown: its other keys can't be judged, so they are no errors of their own."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class ModelBlock(Block):
     path: str = Field(description="Built-in name, local Hugging Face folder, or Hugging Face id.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Number format of weights in training.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="Number format of weights in training."
+    )
     attention: Literal["packed", "sdpa"] = Field(
         "packed",
         description="Attention of packed rows: one causal call a sample, or one call under a dense block mask.",
@@ -45,32 +60,38 @@ class BackbonesBlock(Block):
 
 
 class PromptsBlock(Block):
-    template: str = Field(default="llama4rec", description="Prompt family: a YAML in data_shards/textualize/templates.")
+    listwise_template: str = Field(
+        default="listwise", description="A YAML in data_shards/textualize/templates, or a path."
+    )
+    rating_template: str = Field(default="rating", description="Likewise, for rating prediction.")
     item_noun: str = Field(default="movie", description="What an item is called in prompts.")
     history_items: int = Field(default=20, ge=1, description="Latest history items shown.")
+    disliked_items: int = Field(default=5, ge=0, description="Latest disliked items shown; 0: none.")
     candidates: int = Field(default=10, ge=2, description="k': items the LLM ranks.")
-    answer_items: int = Field(default=10, ge=1, description="Titles in a listwise answer (at most `candidates`).")
-    similar_user: bool = Field(default=True, description="Prompt augmentation: the most similar user's history.")
+    answer_items: int = Field(
+        default=10, ge=1, description="Titles in a listwise answer (at most `candidates`)."
+    )
+    similar_user: bool = Field(
+        default=True, description="Prompt augmentation: the most similar user's history."
+    )
     similar_items: int = Field(default=10, ge=1, description="Items shown of the similar user.")
-    backbone_prediction: bool = Field(default=True, description="Prompt augmentation: the backbone's prediction.")
+    backbone_prediction: bool = Field(
+        default=True, description="Prompt augmentation: the backbone's prediction."
+    )
     prediction_items: int = Field(default=10, ge=1, description="Items shown of the backbone's ranking.")
-
-    @model_validator(mode="after")
-    def check_counts(self) -> PromptsBlock:
-        for name in ("answer_items", "prediction_items"):
-            if getattr(self, name) > self.candidates:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)} is more than candidates = {self.candidates}: "
-                    f"set {name} to {self.candidates} or less"
-                )
-        return self
 
 
 class InstructionsBlock(Block):
     per_task: int = Field(default=5000, ge=1, description="Training prompts a task (5,000 in the paper).")
-    holdback: int = Field(default=10, ge=1, description="Latest training items of a user kept from the cross-fitted backbone.")
-    rated_candidates: int = Field(default=5, ge=1, description="Most held-back items among a prompt's candidates.")
-    min_interactions: int = Field(default=3, ge=2, description="Users with fewer training interactions give no prompt.")
+    holdback: int = Field(
+        default=10, ge=1, description="Latest training items of a user kept from the cross-fitted backbone."
+    )
+    rated_candidates: int = Field(
+        default=5, ge=1, description="Most held-back items among a prompt's candidates."
+    )
+    min_interactions: int = Field(
+        default=3, ge=2, description="Users with fewer training interactions give no prompt."
+    )
     validation: int = Field(default=64, ge=0, description="Prompts a task kept for the validation loss.")
     samples_per_shard: int = Field(default=2000, ge=1, description="Samples in one shard.")
 
@@ -84,44 +105,51 @@ class TrainingBlock(Block):
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=2e-5, gt=0)
     warmup_steps: int = Field(default=50, ge=0)
-    final_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="Cosine ends at this share of the peak.")
-    betas: tuple[float, float] = (0.9, 0.999)
+    final_lr_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="Cosine ends at this share of the peak."
+    )
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    gradient_clipping: float = Field(default=1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
+    gradient_clipping: float = Field(
+        default=1.0, ge=0, description="Largest gradient norm; 0 switches clipping off."
+    )
     gradient_checkpointing: bool = True
     context: int = Field(default=2048, ge=16, description="Longest sample, tokens; a longer one is an error.")
     pack_length: int = Field(default=2048, ge=16, description="Tokens in a packed row.")
     rows_per_step: int = Field(default=16, ge=1, description="Packed rows an optimizer step, over all ranks.")
     window: int = Field(default=1024, ge=1, description="Samples packed together.")
     log_every: int = Field(default=1, ge=1, description="Steps between console lines.")
-    evaluate_every: int = Field(default=100, ge=0, description="Steps between validation losses; 0: only at the end.")
+    evaluate_every: int = Field(
+        default=100, ge=0, description="Steps between validation losses; 0: only at the end."
+    )
     checkpoint_every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: none.")
     keep_checkpoints: int = Field(default=1, ge=1)
     tensorboard: bool = True
-
-    @model_validator(mode="after")
-    def check_lengths(self) -> TrainingBlock:
-        if self.pack_length > self.context:
-            raise ValueError(
-                f"pack_length = {self.pack_length} is more than context = {self.context}: "
-                "a row can't be longer than the context, lower pack_length or raise context"
-            )
-        return self
 
 
 class ParallelBlock(Block):
     zero_stage: Literal[0, 1, 2, 3] = Field(default=3, description="What DeepSpeed ZeRO partitions.")
     cpu_ranks: int = Field(default=2, ge=1, description="Ranks started on a machine without a GPU.")
     offload_optimizer: bool = Field(default=False, description="Optimizer state in host memory (GPU runs).")
-    collective_timeout: int = Field(default=10, ge=1, description="Minutes before a hanging collective ends the run.")
+    collective_timeout: int = Field(
+        default=10, ge=1, description="Minutes before a hanging collective ends the run."
+    )
 
 
 class AugmentBlock(Block):
-    direct_pairs: int = Field(default=1, ge=0, description="Pairs of un-interacted items ranked for a user (section 4.2.1).")
-    sequential_items: int = Field(default=1, ge=0, description="Items inserted into a user's sequence (section 4.2.2).")
-    sequential_candidates: int = Field(default=10, ge=2, description="k un-interacted items the LLM picks from.")
-    users: int | None = Field(default=None, ge=1, description="Users augmented, a seeded sample; all when empty.")
+    direct_pairs: int = Field(
+        default=1, ge=0, description="Pairs of un-interacted items ranked for a user (section 4.2.1)."
+    )
+    sequential_items: int = Field(
+        default=1, ge=0, description="Items inserted into a user's sequence (section 4.2.2)."
+    )
+    sequential_candidates: int = Field(
+        default=10, ge=2, description="k un-interacted items the LLM picks from."
+    )
+    users: int | None = Field(
+        default=None, ge=1, description="Users augmented, a seeded sample; all when empty."
+    )
 
 
 class RankBlock(Block):
@@ -131,7 +159,9 @@ class RankBlock(Block):
         description="Ask the LLM only for users whose target is among the k' candidates: every other user "
         "scores 0 under any order, so the metrics are the same over all users at a fraction of the cost.",
     )
-    rating_users: int | None = Field(default=None, ge=1, description="Users of the rating task asked, a seeded sample.")
+    rating_users: int | None = Field(
+        default=None, ge=1, description="Users of the rating task asked, a seeded sample."
+    )
     rating_rule: Literal["expected", "integer"] = Field(
         "expected", description="Expectation over the rating tokens, or the likeliest rating (the paper)."
     )
@@ -139,22 +169,29 @@ class RankBlock(Block):
 
 
 class EvaluateBlock(Block):
-    ks: tuple[int, ...] = (3, 5)
-    alpha_1: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    alpha_2: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    ks: tuple[Cutoff, ...] = Field((3, 5), min_length=1)
+    alpha_1: tuple[Share, ...] = Field((0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
+    alpha_2: tuple[Share, ...] = Field((0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
     utility_c: float = Field(default=1.0, gt=0, description="C of section 4.4.2.")
 
 
 class RunConfig(Block):
     """One experiment. `data` and `backbones` are narrowed by `schema_for` to what the YAML names."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Letters, digits and _.- behind the first; the run folder is named after it.",
+    )
     system: Literal["llama4rec"]
-    seed: int = 2024
+    seed: int = Field(default=2024, ge=0)
     run_dir: str | None = Field(default=None, description="Where the run is kept; runs/NAME when empty.")
     data: Any
-    positive_rating: float | None = Field(default=4.0, description="Least rating of a positive for top-k; empty: every one.")
-    disliked_below: float | None = Field(default=3.0, description="Ratings below it count as disliked in prompts.")
+    positive_rating: float | None = Field(
+        default=4.0, description="Least rating of a positive for top-k; empty: every one."
+    )
+    disliked_below: float | None = Field(
+        default=3.0, description="Ratings below it count as disliked in prompts."
+    )
     model: ModelBlock
     backbones: BackbonesBlock
     prompts: PromptsBlock = PromptsBlock()
@@ -172,16 +209,9 @@ class RunConfig(Block):
 
     @model_validator(mode="after")
     def check_together(self) -> RunConfig:
-        if self.rank.top_k != self.prompts.candidates:
-            raise ValueError(
-                f"rank.top_k = {self.rank.top_k} differs from prompts.candidates = {self.prompts.candidates}: "
-                "the LLM is trained to rank as many items as it is asked for, set them equal"
-            )
-        if max(self.evaluate.ks) > self.rank.top_k:
-            raise ValueError(
-                f"evaluate.ks = {list(self.evaluate.ks)} reaches beyond rank.top_k = {self.rank.top_k}: "
-                "a re-ranked list has only top_k items, lower ks or raise top_k"
-            )
+        problems = broken_rules(self)
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -202,7 +232,7 @@ def source_schema(raw: Any) -> Any:
     """The data block's type: `source: NAME` plus the Settings of that source."""
     names = source_names()
     name = raw.get("source") if isinstance(raw, dict) else None
-    base = source_module(name).Settings if name in names else Block
+    base = source_module(name).Settings if name in names else OpenBlock
     return create_model("DataBlock", __base__=base, source=(Literal[tuple(names)], ...))
 
 
@@ -213,8 +243,8 @@ def backbones_schema(raw: Any) -> Any:
         given = raw.get(task) if isinstance(raw, dict) else None
         if given is None:
             continue
-        names = [name for name in backbone_names() if backbone_module(name).TASK == task]
+        names = backbone_names(task)
         name = given.get("model") if isinstance(given, dict) else None
-        base = backbone_module(name).Settings if name in names else Block
+        base = backbone_module(name).Settings if name in names else OpenBlock
         fields[task] = (create_model(f"{task}", __base__=base, model=(Literal[tuple(names)], ...)), ...)
     return create_model("BackbonesBlock", __base__=BackbonesBlock, **fields)

@@ -6,13 +6,16 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import RunConfig, schema_for
+from recloom.trainer.config_errors import sentences
+
+TIMESTAMP, MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 
 
 class ConfigError(UserError):
@@ -35,37 +38,62 @@ def build_config(raw: dict[str, Any], origin: str) -> RunConfig:
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        sentences = [sentence(problem, schema) for problem in error.errors()]
-        raise ConfigError("\n".join(f"{origin}: {text}" for text in sentences)) from None
+        found = sentences(raw, schema, error)
+        raise ConfigError("\n".join(f"{origin}: {text}" for text in found)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
-        raise ConfigError(f"{path}: no such config file: name a YAML such as configs/llama4rec_quickstart.yaml.{hint}")
+        raise ConfigError(
+            f"{path}: no such config file: name a YAML such as configs/llama4rec_quickstart.yaml.{hint}"
+        )
     try:
-        raw = yaml.load(path.read_text(), Loader=UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}: mend it there.") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: the file holds no settings: start from a file in configs/.")
     return raw
 
 
+def parse_yaml(text: str) -> Any:
+    """The plain value of a YAML text; raises ValueError with a one-line reason.
+
+    The way through JSON copies what anchors share, so that an override changes one place only, and
+    refuses what is no setting: bytes, sets, loops.
+    """
+    try:
+        return json.loads(json.dumps(yaml.load(text, Loader=UniqueKeyLoader)))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
-    """A key given twice is an error: the second would silently win. `2e-5` is a number."""
+    """A key given twice is an error: the second would silently win. Dates stay text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != TIMESTAMP]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            if key_node.tag == MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise refusal(f"the key {key!r} is no name", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", key_node.start_mark
-                )
+                raise refusal(f"the key '{key}' is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+def refusal(text: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
 
 
 def set_value(raw: dict[str, Any], dotted: str, text: str) -> None:
@@ -73,62 +101,15 @@ def set_value(raw: dict[str, Any], dotted: str, text: str) -> None:
     *parents, last = dotted.split(".")
     block = raw
     for name in parents:
-        value = block.setdefault(name, {})
-        if not isinstance(value, dict):
+        if block.get(name) is None:
+            block[name] = {}
+        if not isinstance(block[name], dict):
             raise ConfigError(f"--{dotted}: '{name}' is a single value, not a block: shorten the name.")
-        block = value
-    block[last] = yaml.safe_load(text)
-
-
-def sentence(problem: Any, schema: type[BaseModel]) -> str:
-    """One pydantic error as field, value, rule, remedy."""
-    loc = [str(part) for part in problem["loc"]]
-    field = ".".join(loc) or "config"
-    value = problem["input"]
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        known = known_keys(schema, loc[:-1])
-        hint = suggestion(loc[-1], known) or f"known here: {', '.join(sorted(known))}"
-        return f"{field}: unknown setting; {hint}."
-    if kind == "missing":
-        return f"{field}: required and not given; add it to the YAML."
-    if kind == "literal_error":
-        options = literal_options(problem)
-        hint = suggestion(str(value), options) or f"choose one of: {', '.join(options)}"
-        return f"{field} = {value!r}: not one of the known values; {hint}."
-    if kind == "value_error":
-        text = str(problem["ctx"]["error"])
-        return f"{text}." if field == "config" else f"{field}: {text}."
-    rule = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{field} = {value!r}: {rule}."
-
-
-def suggestion(given: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else ""
-
-
-def literal_options(problem: Any) -> list[str]:
-    expected = problem["ctx"]["expected"].replace(" or ", ", ")
-    return [part.strip().strip("'") for part in expected.split(",")]
-
-
-def known_keys(schema: type[BaseModel], loc: list[str]) -> list[str]:
-    """The field names of the block at `loc`."""
-    block: Any = schema
-    for name in loc:
-        field = getattr(block, "model_fields", {}).get(name)
-        if field is None:
-            return []
-        block = model_in(field.annotation)
-    return list(getattr(block, "model_fields", {}))
-
-
-def model_in(annotation: Any) -> Any:
-    """The pydantic model inside an annotation such as `TableFile | None`."""
-    if isinstance(annotation, type):
-        return annotation
-    return next((a for a in get_args(annotation) if hasattr(a, "model_fields")), None)
+        block = block[name]
+    try:
+        block[last] = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--{dotted} = {text!r}: not a YAML value ({error}): put it in quotes.") from None
 
 
 def config_dict(config: BaseModel) -> dict[str, Any]:

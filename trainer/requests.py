@@ -2,7 +2,7 @@
 
 A pass (`launcher/bulk.py`) reads requests and leaves a folder: `requests.jsonl`, `chunk-*.jsonl`
 with the answers, `manifest.json` written last. A chunk file is one JSON line an answer and a last
-line with their count and SHA-256, so a damaged chunk is found without the manifest.
+line with the SHA-256 of the others, so a damaged chunk is found without the manifest.
 """
 
 from __future__ import annotations
@@ -30,26 +30,32 @@ class BulkSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Number format of the model."
+        default="bfloat16", description="Number format of the model."
     )
     max_model_len: int | None = Field(
-        None, ge=2, description="Longest prompt plus answer in tokens; empty: the model's own limit."
+        default=None, ge=2, description="Longest prompt plus answer in tokens; empty: the model's own limit."
     )
-    chunk_size: int = Field(64, ge=1, description="Requests committed together: what a crash can cost.")
-    max_num_seqs: int = Field(64, ge=1, description="Requests that the engine works on at once.")
+    chunk_size: int = Field(
+        default=64, ge=1, description="Requests committed together: what a crash can cost."
+    )
+    max_num_seqs: int = Field(default=64, ge=1, description="Requests that the engine works on at once.")
     block_size: int = Field(
-        32,
+        default=32,
         ge=16,
         multiple_of=16,
         description="Tokens a block of the prefix cache; on a CPU a multiple of 32.",
     )
-    kv_cache_gb: float = Field(2.0, gt=0, description="Memory of the key-value cache on a CPU, in GiB.")
-    gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+    kv_cache_gb: float = Field(
+        default=2.0, gt=0, description="Memory of the key-value cache on a CPU, in GiB."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; empty: all cores.")
-    max_restarts: int = Field(3, ge=0, description="Restarts in a row without a new chunk before giving up.")
-    stall_seconds: float = Field(600.0, gt=0, description="A worker silent for longer is restarted.")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; empty: all cores.")
+    max_restarts: int = Field(
+        default=3, ge=0, description="Restarts in a row without a new chunk before giving up."
+    )
+    stall_seconds: float = Field(default=600.0, gt=0, description="A worker silent for longer is restarted.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def parse_request(adapter: TypeAdapter[Request], line: str, where: str) -> Reque
 def chunk_text(answers: Sequence[Answer]) -> str:
     body = "".join(dump(asdict(answer)) + "\n" for answer in answers)
     digest = hashlib.sha256(body.encode()).hexdigest()
-    return body + dump({"count": len(answers), "sha256": digest}) + "\n"
+    return body + dump({"sha256": digest}) + "\n"
 
 
 def read_chunk(path: Path) -> list[Answer]:

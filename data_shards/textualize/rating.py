@@ -62,5 +62,6 @@ def rating_sample(template: Template, context: RatingContext, options: TextOptio
 def rated_lines(rated: Iterable[Rated], titles: Sequence[str]) -> tuple[Segment, ...]:
     """Lines such as `Toy Story (1995): 4`."""
     return join_lines(
-        (Entity(titles[item], "item", int(item)), Literal(f": {rating_text(rating)}")) for item, rating in rated
+        (Entity(titles[item], "item", int(item)), Literal(f": {rating_text(rating)}"))
+        for item, rating in rated
     )

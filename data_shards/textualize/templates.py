@@ -195,10 +195,12 @@ def join_lines(rows: Iterable[Sequence[Segment]]) -> tuple[Segment, ...]:
 
 def item_lines(items: Iterable[int] | None, titles: Sequence[str]) -> tuple[Segment, ...]:
     """One title a line; nothing for None."""
-    return join_lines([Entity(titles[item], "item", item)] for item in items or ())
+    return join_lines([Entity(titles[item], "item", int(item))] for item in items or ())
 
 
-def make_sample(task: str, template: Template, values: Mapping[str, Sequence[Segment]], **meta: Any) -> Sample:
+def make_sample(
+    task: str, template: Template, values: Mapping[str, Sequence[Segment]], **meta: Any
+) -> Sample:
     """A sample whose key is made of task, user and content, so that equal prompts have equal keys."""
     prompt, answer = fill(template, values)
     content = json.dumps([sample_text(prompt), sample_text(answer), meta], sort_keys=True)

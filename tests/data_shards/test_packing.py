@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recloom.data_shards.packing import block_causal_mask, pack_window, packing_efficiency
+from recloom.data_shards.packing import (
+    best_filling,
+    best_fit_decreasing,
+    block_causal_mask,
+    pack_window,
+    packing_efficiency,
+)
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.textualize import listwise
 from recloom.data_shards.textualize.listwise import ListwiseContext, listwise_sample, split_by_rating
@@ -33,13 +39,29 @@ def slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
 
 @SETTINGS
 @given(lengths=st.lists(st.integers(1, 120), max_size=80), capacity=st.integers(1, 100))
-def test_packing_is_best_fit_decreasing(lengths: list[int], capacity: int) -> None:
+def test_packing_keeps_every_sample_and_fits(lengths: list[int], capacity: int) -> None:
     rows = pack_window(lengths, capacity)
     assert sorted(chain.from_iterable(rows)) == list(range(len(lengths)))
-    totals = [sum(lengths[k] for k in row) for row in rows]
-    assert all(total <= capacity or len(row) == 1 for total, row in zip(totals, rows, strict=True))
-    assert sorted(capacity - total for total in totals) == slow_best_fit(lengths, capacity)
-    assert rows == pack_window(np.asarray(lengths), capacity)
+    assert all(sum(lengths[k] for k in row) <= capacity or len(row) == 1 for row in rows)
+    assert all(rows) and rows == pack_window(np.asarray(lengths), capacity)
+    assert len(rows) <= len(slow_best_fit(lengths, capacity))
+
+
+@SETTINGS
+@given(lengths=st.lists(st.integers(1, 120), max_size=80), capacity=st.integers(1, 100))
+def test_best_fit_decreasing(lengths: list[int], capacity: int) -> None:
+    rows = best_fit_decreasing(np.asarray(lengths, dtype=np.int64), capacity)
+    assert sorted(capacity - sum(lengths[k] for k in row) for row in rows) == slow_best_fit(lengths, capacity)
+
+
+@SETTINGS
+@given(lengths=st.lists(st.integers(1, 30), max_size=9), space=st.integers(-5, 60))
+def test_best_filling_is_the_best_subset(lengths: list[int], space: int) -> None:
+    lengths.sort(reverse=True)
+    chosen = best_filling(lengths, space)
+    sums = {sum(subset) for size in range(10) for subset in combinations(lengths, size)}
+    assert sum(lengths[k] for k in chosen) == max(total for total in sums if total <= max(space, 0))
+    assert chosen == sorted(set(chosen), reverse=True)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -58,7 +80,7 @@ def test_efficiency_counts_the_room() -> None:
 
 
 def real_lengths(shared_data: Path, tokenizer_folder: Path) -> list[int]:
-    """Tokens of listwise prompts about real users: 10 liked and 5 disliked, 10 candidates, both augmentations."""
+    """Tokens of real users' listwise prompts: 10 liked, 5 disliked, 10 candidates, both augmentations."""
     from transformers import AutoTokenizer
 
     renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer_folder))
@@ -87,8 +109,9 @@ def test_real_prompts_waste_under_three_percent(shared_data: Path, smollm2: Path
     assert 300 < np.mean(lengths) < 700
     for window in (len(lengths), 512):
         rows = pack_window(lengths[:window], 2048)
-        print(window, np.mean(lengths), packing_efficiency(lengths, rows, 2048))
         assert packing_efficiency(lengths, rows, 2048) >= 0.97
+    plain = best_fit_decreasing(np.asarray(lengths), 2048)
+    assert packing_efficiency(lengths, plain, 2048) < 0.97, "these prompts need the better filling"
 
 
 def test_mask_by_hand() -> None:

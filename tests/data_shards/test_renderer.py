@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,29 @@ from recloom.data_shards.samples import (
 )
 from recloom.data_shards.textualize.templates import one_line
 
-ODD_ENDS = ["", "(", ")", "'", '"', "/", "-", "...", ",", "[", "]", "<s>", "</s>", "<|im_end|>", "\u0301", "\u200b", "🎬"]
+ODD_ENDS = [
+    "",
+    "(",
+    ")",
+    "'",
+    '"',
+    "/",
+    "-",
+    "...",
+    ",",
+    "[",
+    "]",
+    "<s>",
+    "</s>",
+    "<|im_end|>",
+    "\u0301",
+    "\u200b",
+    "🎬",
+]
 WORDS = st.text(
-    st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab Z19(),'’éÊ東京Жש▁ĊĠ\t")), min_size=1, max_size=12
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab Z19(),'’éÊ東京Жש▁ĊĠ\t")),
+    min_size=1,
+    max_size=12,
 )
 TITLES = st.builds(
     lambda start, words, end: one_line(start + " ".join(words) + end),
@@ -91,6 +112,35 @@ def test_any_white_space_composes_to_the_whole_text(
     assert renderer.render_prompt(segments) == whole_ids(tokenizer, sample_text(segments))
 
 
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = LLAMA3.replace(r"+[\r\n]*|", r"+[\r\n/]*|")
+
+
+def splitter(name: str) -> Any:
+    """How other families of byte-level tokenizers split text before merging."""
+    from tokenizers import Regex, pre_tokenizers
+
+    if name == "prefix space":
+        return pre_tokenizers.ByteLevel(add_prefix_space=True)
+    split = pre_tokenizers.Split(Regex({"llama3": LLAMA3, "o200k": O200K}[name]), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+@pytest.mark.parametrize("name", ["prefix space", "llama3", "o200k"])
+def test_other_splitters_compose_to_the_whole_text(smollm2: Path, name: str) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    tokenizer.backend_tokenizer.pre_tokenizer = splitter(name)
+    renderer = Renderer(tokenizer)
+    pieces = [*"ab Z1(),'/.:-é\t\n", "\n", "\n", "\n ", "\r\n", " \n", "\u0301", ")\n/"]
+    rng = random.Random(0)
+    for _ in range(1000):
+        text = "".join(rng.choices(pieces, k=rng.randint(1, 30)))
+        assert renderer.render_prompt([Literal(text)]) == whole_ids(tokenizer, text)
+
+
 @SETTINGS
 @given(titles=st.lists(TITLES, min_size=1, max_size=5), answers=st.lists(TITLES, min_size=1, max_size=3))
 def test_a_training_sequence_is_prompt_answer_end(
@@ -102,6 +152,7 @@ def test_a_training_sequence_is_prompt_answer_end(
     prompt = renderer.render_prompt(sample.prompt)
     assert rendered.ids_T[: rendered.num_prompt].tolist() == prompt
     assert rendered.ids_T[-1] == tokenizer.eos_token_id
+    assert rendered.ids_T[rendered.num_prompt : -1].tolist() == renderer.answer_ids(answer.text)
     whole = whole_ids(tokenizer, sample_text(sample.prompt) + answer.text)
     assert rendered.ids_T.tolist() == [*whole, tokenizer.eos_token_id]
 
@@ -116,7 +167,9 @@ def test_all_real_titles_compose(renderer: Renderer, tokenizer: Any, shared_data
 
 @SETTINGS
 @given(titles=st.lists(TITLES, min_size=1, max_size=6))
-def test_entity_spans_are_the_tokens_over_their_text(renderer: Renderer, tokenizer: Any, titles: list[str]) -> None:
+def test_entity_spans_are_the_tokens_over_their_text(
+    renderer: Renderer, tokenizer: Any, titles: list[str]
+) -> None:
     sample = Sample("k", tuple(list_segments(titles)), (Literal("x"),), {})
     text = sample_text(sample.prompt)
     encoding = tokenizer(text, split_special_tokens=True, return_offsets_mapping=True)
@@ -135,9 +188,17 @@ def test_entity_spans_are_the_tokens_over_their_text(renderer: Renderer, tokeniz
 
 
 def test_spans_are_tight(renderer: Renderer, tokenizer: Any) -> None:
-    segments = (Literal("History:\n"), Entity("Heat (1995)", "item", 7), Literal("\nX: "), Entity("Drama", "attribute", None))
+    segments = (
+        Literal("History:\n"),
+        Entity("Heat (1995)", "item", 7),
+        Literal("\nX: "),
+        Entity("Drama", "attribute", None),
+    )
     rendered = renderer.render(Sample("k", segments, (Literal("4"),), {}))
-    texts = [tokenizer.decode(rendered.ids_T[start:end].tolist()).strip() for start, end, _, _ in rendered.entity_spans]
+    texts = [
+        tokenizer.decode(rendered.ids_T[start:end].tolist()).strip()
+        for start, end, _, _ in rendered.entity_spans
+    ]
     assert texts == ["Heat (1995)", "Drama"]
     assert [span[2:] for span in rendered.entity_spans] == [("item", 7), ("attribute", None)]
 
@@ -152,13 +213,22 @@ def test_each_distinct_line_is_tokenised_once(tokenizer: Any) -> None:
 
 def test_slots_take_one_position_each(renderer: Renderer, tokenizer: Any) -> None:
     title = Entity("Heat (1995)", "item", 7)
-    prompt = (Slot("user", 3), Literal(" likes\n"), title, Slot("history", 7), Slot("suffix", 0), Literal("\nOutput:\n"))
+    prompt = (
+        Slot("user", 3),
+        Literal(" likes\n"),
+        title,
+        Slot("history", 7),
+        Slot("suffix", 0),
+        Literal("\nOutput:\n"),
+    )
     rendered = renderer.render(Sample("k", prompt, (Literal("yes"),), {}))
     assert [slot[1:] for slot in rendered.slots] == [("user", 3), ("history", 7), ("suffix", 0)]
     positions = [slot[0] for slot in rendered.slots]
     assert all(rendered.ids_T[position] == renderer.pad_id for position in positions)
     assert positions[0] == len(renderer.prefix_ids) and positions[2] == positions[1] + 1
-    assert rendered.entity_spans == [(positions[1] - rendered_length(renderer, title), positions[1], "item", 7)]
+    assert rendered.entity_spans == [
+        (positions[1] - rendered_length(renderer, title), positions[1], "item", 7)
+    ]
     text = tokenizer.decode(rendered.ids_T[positions[2] + 1 : rendered.num_prompt].tolist())
     assert text == "\nOutput:\n"
 

@@ -57,7 +57,11 @@ def test_manifest_counts(written: Path, renderer: Renderer) -> None:
     assert manifest["num_tokens"] == sum(len(r.ids_T) for r in rendered)
     assert manifest["num_answer_tokens"] == sum(len(r.ids_T) - r.num_prompt for r in rendered)
     assert manifest["config_digest"] == "abc" and manifest["tokenizer"] == renderer.fingerprint()
-    assert sorted(manifest["files"]) == ["index.npy", "lengths.npy", *(f"shard-0000{k}.tar" for k in range(3))]
+    assert sorted(manifest["files"]) == [
+        "index.npy",
+        "lengths.npy",
+        *(f"shard-0000{k}.tar" for k in range(3)),
+    ]
 
 
 def test_same_samples_same_bytes(written: Path, renderer: Renderer, tmp_path: Path) -> None:
@@ -129,7 +133,10 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "manifest.json").unlink(), r"no manifest\.json, the folder is incomplete"),
     (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json: the manifest is no valid JSON"),
     (lambda f: edit_manifest(f, lambda m: m.update(num_samples=24)), "manifest.json: num_samples is 24"),
-    (lambda f: edit_manifest(f, lambda m: m.pop("num_tokens")), "manifest.json: the field num_tokens is missing"),
+    (
+        lambda f: edit_manifest(f, lambda m: m.pop("num_tokens")),
+        "manifest.json: the field num_tokens is missing",
+    ),
     (lambda f: edit_manifest(f, lambda m: m["files"].pop("shard-00002.tar")), "disagree on shard-00002.tar"),
     (lambda f: edit_manifest(f, lambda m: m.update(num_shards=4)), "disagree on shard-00003.tar"),
     (flip_index, r"shard-00001\.tar: its members lie elsewhere than index\.npy says"),

@@ -32,7 +32,9 @@ OPTIONS = TextOptions(TITLES, "movie")
 LISTWISE = ListwiseContext(
     user=7, history=[0, 1], candidates=[5, 2, 3], similar_history=[4], prediction=[2, 5], answer=[3, 5]
 )
-RATING = RatingContext(user=7, history=[(0, 4.0), (1, 2.5)], item=5, similar_history=[(2, 3.0)], prediction=3.21, answer=3.0)
+RATING = RatingContext(
+    user=7, history=[(0, 4.0), (1, 2.5)], item=5, similar_history=[(2, 3.0)], prediction=3.21, answer=3.0
+)
 
 
 @pytest.fixture
@@ -109,7 +111,11 @@ def test_rating_augmentations_switch_off(rating_template: Template) -> None:
 def test_keys_name_the_content(ranking: Template) -> None:
     key = listwise_sample(ranking, LISTWISE, OPTIONS).key
     assert key == listwise_sample(ranking, replace(LISTWISE), OPTIONS).key
-    others = [replace(LISTWISE, user=8), replace(LISTWISE, candidates=[2, 5, 3]), replace(LISTWISE, answer=[5, 3])]
+    others = [
+        replace(LISTWISE, user=8),
+        replace(LISTWISE, candidates=[2, 5, 3]),
+        replace(LISTWISE, answer=[5, 3]),
+    ]
     assert len({key, *(listwise_sample(ranking, other, OPTIONS).key for other in others)}) == 4
 
 
@@ -130,7 +136,9 @@ def test_parse_tells_shared_titles_apart_by_candidate_order() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_parse_reads_back_every_answer(data: st.DataObject) -> None:
-    raw = data.draw(st.lists(st.text(min_size=1).filter(lambda text: one_line(text) != ""), min_size=1, max_size=8))
+    raw = data.draw(
+        st.lists(st.text(min_size=1).filter(lambda text: one_line(text) != ""), min_size=1, max_size=8)
+    )
     titles = one_line_titles(raw)
     candidates = data.draw(st.permutations(range(len(titles))))
     answer = data.draw(st.permutations(candidates))
@@ -169,7 +177,7 @@ def test_a_users_template(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("{candidates}", "none", r"placeholder \{candidates\} is missing"),
-        ("{history}", "{histroy}", r"unknown placeholder \{histroy\}"),
+        ("{history}", "{hist}", r"unknown placeholder \{hist\}"),
         ("{answer}", "now", r"placeholder \{answer\} is missing"),
         ("Output:\\n{answer}", "Output: {answer}", "alone on the last line"),
         ("{answer}", "{answer} end", "alone on the last line"),

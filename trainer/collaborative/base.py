@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 Task = Literal["direct", "sequential", "rating"]
@@ -20,18 +20,21 @@ Sizes = dict[str, Any]
 
 
 class BackboneSettings(BaseModel):
-    """Settings that all backbones share; a backbone's `Settings` sets its own defaults and adds fields."""
+    """Settings that all backbones share; a backbone's `Settings` sets its own defaults and adds fields.
+
+    Bounds are in the types, not in `Field`: a default set anew keeps the type and would lose the `Field`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="name of the file in trainer/collaborative/, without .py")
-    embedding: int = Field(64, gt=0, description="width of the user and item vectors")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
-    weight_decay: float = Field(0.0, ge=0, description="weight of the L2 penalty")
-    batch_size: int = Field(2048, gt=0, description="training examples a step")
-    max_epochs: int = Field(200, gt=0)
-    patience: int = Field(20, gt=0, description="epochs without a better validation value before the end")
-    evaluate_every: int = Field(1, gt=0, description="epochs between two validations")
+    embedding: PositiveInt = Field(default=64, description="width of the user and item vectors")
+    learning_rate: PositiveFloat = Field(default=1e-3, description="of Adam")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="weight of the L2 penalty")
+    batch_size: PositiveInt = Field(default=2048, description="training examples a step")
+    max_epochs: PositiveInt = 200
+    patience: PositiveInt = Field(default=20, description="epochs without a better validation value before the end")
+    evaluate_every: PositiveInt = Field(default=1, description="epochs between two validations")
 
 
 class Backbone(nn.Module, ABC):

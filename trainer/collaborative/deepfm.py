@@ -7,7 +7,7 @@ S slots of values, E rows of a feature table, V values in one numbering (0 is th
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Batch, Sizes, Task
@@ -20,14 +20,14 @@ TASK: Task = "rating"
 
 class Settings(BackboneSettings):
     model: str = "deepfm"
-    embedding: int = 4
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    batch_size: int = 2048
-    max_epochs: int = 60
-    patience: int = 5
-    hidden: tuple[int, ...] = Field((256, 128), description="widths of the deep part")
-    dropout: float = Field(0.2, ge=0, lt=1)
+    embedding: PositiveInt = 4
+    learning_rate: PositiveFloat = 3e-3
+    weight_decay: NonNegativeFloat = 3e-5
+    batch_size: PositiveInt = 2048
+    max_epochs: PositiveInt = 60
+    patience: PositiveInt = 4
+    hidden: tuple[PositiveInt, ...] = Field(default=(256, 128), description="widths of the deep part")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Side(nn.Module):

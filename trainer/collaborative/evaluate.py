@@ -37,7 +37,9 @@ def masked_scores(
         scores_CI = backbone.score(users_C, histories_CL)
         lengths = torch.tensor([len(items) for items in seen[rows]])
         columns = np.concatenate([np.asarray(items, dtype=np.int64) for items in seen[rows]])
-        scores_CI[torch.arange(len(lengths)).repeat_interleave(lengths), torch.from_numpy(columns)] = -torch.inf
+        scores_CI[
+            torch.arange(len(lengths)).repeat_interleave(lengths), torch.from_numpy(columns)
+        ] = -torch.inf
         yield rows, scores_CI
     backbone.train(training)
 

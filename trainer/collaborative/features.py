@@ -118,9 +118,9 @@ def assemble(
     num_rows: int,
 ) -> FeatureTable:
     """Put the fields side by side."""
-    index_ES = np.concatenate([np.zeros((num_rows, 0), np.int64), *(block[0] for block in blocks)], axis=1)
-    weight_ES = np.concatenate(
-        [np.zeros((num_rows, 0), np.float32), *(block[1] for block in blocks)], axis=1
+    indices = [np.zeros((num_rows, 0), np.int64), *(index_ES for index_ES, _ in blocks)]
+    weights = [np.zeros((num_rows, 0), np.float32), *(weight_ES for _, weight_ES in blocks)]
+    field_S = np.repeat(np.arange(len(blocks), dtype=np.int64), [b.shape[1] for b, _ in blocks])
+    return FeatureTable(
+        tuple(fields), np.concatenate(indices, 1), np.concatenate(weights, 1), field_S, tuple(vocabulary)
     )
-    field_S = np.repeat(np.arange(len(blocks)), [block[0].shape[1] for block in blocks])
-    return FeatureTable(tuple(fields), index_ES, weight_ES, field_S.astype(np.int64), tuple(vocabulary))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from recloom.data_shards.errors import UserError
@@ -52,7 +53,7 @@ def fit(
     The same data, settings, seed and thread count give the same weights, bit for bit; the caller's
     random state is left alone. progress: True shows a bar on a terminal, a function is called with
     (epoch, max_epochs, validation value) after each validation. Raises UserError when there is nothing
-    to validate on, or the loss is not finite.
+    to validate on, or the training diverges.
     """
     check_validation(data, settings)
     start = time.perf_counter()
@@ -60,39 +61,48 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = backbone_class(module).build(data, settings)
-        result = train(backbone, data, rng, progress)
-    return backbone.eval(), FitResult(*result, seconds=time.perf_counter() - start)
+        best, curve = train(backbone, data, rng, progress)
+    seconds = time.perf_counter() - start
+    return backbone.eval(), FitResult(best.metric, best.epoch, best.value, curve, seconds)
+
+
+class Best:
+    """The best validation so far, with its weights."""
+
+    def __init__(self, data: TopKData | RatingData) -> None:
+        self.metric, self.sign = ("RMSE", -1) if isinstance(data, RatingData) else ("N@10", 1)
+        self.epoch, self.value = 0, -self.sign * math.inf
+        self.state: dict[str, Tensor] = {}
+
+    def update(self, epoch: int, value: float, backbone: Backbone) -> None:
+        if self.sign * value > self.sign * self.value:
+            self.epoch, self.value = epoch, value
+            self.state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
 
 
 def train(
     backbone: Backbone, data: TopKData | RatingData, rng: np.random.Generator, progress: Progress
-) -> tuple[str, int, float, list[tuple[int, float, float]]]:
-    """The epochs; leaves the weights of the best validation in `backbone`."""
-    settings = backbone.settings
-    metric, sign = ("RMSE", -1) if isinstance(data, RatingData) else ("N@10", 1)
-    optimizer = backbone.optimizer()
+) -> tuple[Best, list[tuple[int, float, float]]]:
+    """All epochs; leaves the weights of the best validation in `backbone`, returns it and the curve."""
+    settings, optimizer, best = backbone.settings, backbone.optimizer(), Best(data)
     curve: list[tuple[int, float, float]] = []
-    best_epoch, best_value, best_state = 0, -sign * math.inf, {}
-    bar = tqdm(
-        total=settings.max_epochs, desc=settings.model, unit="epoch", disable=None if progress is True else True
-    )
-    for epoch in range(1, settings.max_epochs + 1):
-        loss = train_epoch(backbone, optimizer, data, rng)
-        bar.update()
-        if epoch % settings.evaluate_every and epoch < settings.max_epochs:
-            continue
-        value = validation_value(backbone, data)
-        curve.append((epoch, loss, value))
-        if sign * value > sign * best_value:
-            best_epoch, best_value, best_state = epoch, value, copy_state(backbone)
-        bar.set_postfix_str(f"{metric} {value:.4f}, best {best_value:.4f} at {best_epoch}")
-        if callable(progress):
-            progress(epoch, settings.max_epochs, value)
-        if epoch - best_epoch >= settings.patience:
-            break
-    bar.close()
-    backbone.load_state_dict(best_state)
-    return metric, best_epoch, best_value, curve
+    hidden = None if progress is True else True
+    with tqdm(total=settings.max_epochs, desc=settings.model, unit="epoch", disable=hidden) as bar:
+        for epoch in range(1, settings.max_epochs + 1):
+            loss = train_epoch(backbone, optimizer, data, rng)
+            bar.update()
+            if epoch % settings.evaluate_every and epoch < settings.max_epochs:
+                continue
+            value = validation_value(backbone, data)
+            curve.append((epoch, loss, value))
+            best.update(epoch, value, backbone)
+            bar.set_postfix_str(f"{best.metric} {value:.4f}, best {best.value:.4f} at {best.epoch}")
+            if callable(progress):
+                progress(epoch, settings.max_epochs, value)
+            if epoch - best.epoch >= settings.patience:
+                break
+    backbone.load_state_dict(best.state)
+    return best, curve
 
 
 def train_epoch(
@@ -108,18 +118,24 @@ def train_epoch(
         optimizer.step()
         losses.append(loss.item())
     if not np.isfinite(losses).all():
-        raise UserError(
-            f"{backbone.settings.model}: the training loss is {np.mean(losses)}, not a finite number: "
-            f"lower learning_rate (now {backbone.settings.learning_rate})."
-        )
+        raise diverged(backbone)
     return float(np.mean(losses))
+
+
+def diverged(backbone: Backbone) -> UserError:
+    return UserError(
+        f"{backbone.settings.model}: the training diverged, losses or predictions are not finite: "
+        f"lower learning_rate (now {backbone.settings.learning_rate})."
+    )
 
 
 def validation_value(backbone: Backbone, data: TopKData | RatingData) -> float:
     """RMSE of the validation ratings, or NDCG@10 over the full catalogue without seen items."""
     if isinstance(data, RatingData):
-        valid = data.valid
-        return metrics.rmse(predict_ratings(backbone, valid.user_N, valid.item_N), valid.rating_N)
+        predicted_N = predict_ratings(backbone, data.valid.user_N, data.valid.item_N)
+        if not np.isfinite(predicted_N).all():
+            raise diverged(backbone)
+        return metrics.rmse(predicted_N, data.valid.rating_N)
     users_B = np.flatnonzero(data.valid_items != NO_ITEM)
     shown = data.sequences if data.histories is None else data.histories
     histories, seen = [shown[user] for user in users_B], [data.seen[user] for user in users_B]
@@ -135,7 +151,3 @@ def check_validation(data: TopKData | RatingData, settings: BackboneSettings) ->
             f"{settings.model}: no user has a validation item, early stopping needs one: "
             "use users with at least three interactions that count."
         )
-
-
-def copy_state(backbone: Backbone) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in backbone.state_dict().items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Sizes, Task
@@ -21,10 +21,10 @@ TASK: Task = "direct"
 
 class Settings(BackboneSettings):
     model: str = "lightgcn"
-    learning_rate: float = 5e-3
-    weight_decay: float = 1e-4
-    batch_size: int = 8192
-    layers: int = Field(2, ge=1, description="graph convolutions")
+    learning_rate: PositiveFloat = 1e-2
+    weight_decay: NonNegativeFloat = 1e-3
+    batch_size: PositiveInt = 8192
+    layers: int = Field(default=2, ge=1, description="graph convolutions")
 
 
 class SymmetricProduct(torch.autograd.Function):

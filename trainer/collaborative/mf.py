@@ -5,6 +5,7 @@ Shapes: U users, I items, D embedding width.
 
 from __future__ import annotations
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Sizes, Task
@@ -15,9 +16,9 @@ TASK: Task = "direct"
 
 class Settings(BackboneSettings):
     model: str = "mf"
-    learning_rate: float = 5e-3
-    weight_decay: float = 1e-3
-    batch_size: int = 8192
+    learning_rate: PositiveFloat = 1e-2
+    weight_decay: NonNegativeFloat = 1e-2
+    batch_size: PositiveInt = 8192
 
 
 class MF(DirectBackbone):

@@ -6,11 +6,10 @@ A backbone is a file of this folder that sets `TASK`, a class `Settings` and one
 
 from __future__ import annotations
 
-import difflib
+import ast
 import importlib
 import inspect
 import json
-import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +24,7 @@ from recloom.data_shards.artifacts import (
     write_manifest,
 )
 from recloom.data_shards.errors import UserError
+from recloom.data_shards.sources.registry import did_you_mean
 from recloom.trainer.collaborative.base import Backbone, BackboneSettings
 
 FOLDER = Path(__file__).parent
@@ -33,17 +33,31 @@ WEIGHTS, DESCRIPTION = "backbone.safetensors", "backbone.json"
 
 def backbone_names(task: str | None = None) -> list[str]:
     """The names of all backbones, or of one task's ("direct", "sequential", "rating"), sorted."""
-    names = [p.stem for p in FOLDER.glob("*.py") if re.search(r"^TASK\b.*=", p.read_text(), re.MULTILINE)]
-    return sorted(name for name in names if task is None or backbone_module(name).TASK == task)
+    names = sorted(path.stem for path in FOLDER.glob("*.py") if is_backbone(path))
+    if task is None:
+        return names
+    return [name for name in names if task == backbone_module(name).TASK]
+
+
+def is_backbone(path: Path) -> bool:
+    """True when the file sets `TASK` and defines `Settings`; it is not imported to find out."""
+    body = ast.parse(path.read_bytes()).body
+    defined = {node.name for node in body if isinstance(node, ast.ClassDef)}
+    assigned = {ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)}
+    assigned |= {
+        ast.unparse(target) for node in body if isinstance(node, ast.Assign) for target in node.targets
+    }
+    return "Settings" in defined and "TASK" in assigned
 
 
 def backbone_module(name: str) -> ModuleType:
     """The module of a backbone. Raises UserError that lists the names when there is none like it."""
     names = backbone_names()
     if name not in names:
-        near = difflib.get_close_matches(name.lower().replace("-", ""), names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(names)}."
-        raise UserError(f"backbone '{name}': no file of that name in trainer/collaborative/: {hint}")
+        raise UserError(
+            f"backbone.model is {name!r}, no such backbone{did_you_mean(name, names)}: "
+            f"choose from {', '.join(names)}."
+        )
     return importlib.import_module(f"recloom.trainer.collaborative.{name}")
 
 

@@ -133,7 +133,7 @@ class SequentialBackbone(Backbone):
             yield padded[rows, :-1], padded[rows, 1:]
 
     def windows(self, items: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Pieces of at most history_length + 1 items, each overlapping the one before by one item."""
+        """Pieces of at most history_length + 1 items that together make every item but the first a target."""
         length = self.history_length
         first = int(rng.integers(1, length + 1)) if len(items) > length + 1 else len(items) - 1
         ends = [*range(first, len(items) - 1, length), len(items) - 1]

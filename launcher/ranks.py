@@ -1,0 +1,81 @@
+"""Start the ranks of a training stage with the `deepspeed` command, and believe only its end marker."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from recloom.data_shards.errors import UserError
+from recloom.trainer.config import RunConfig
+from recloom.trainer.stages import Run
+
+TRAIN = Path(__file__).resolve().parent / "train.py"
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
+
+
+def local_ranks(config: RunConfig) -> int:
+    """One rank a GPU; without a GPU as many as `parallel.cpu_ranks`."""
+    import torch
+
+    return torch.cuda.device_count() or config.parallel.cpu_ranks
+
+
+def deepspeed_command(ranks: int, arguments: list[str]) -> list[str]:
+    """`deepspeed` on this machine. A free port is chosen, so that two trainings can run side by side."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    return [*launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), str(TRAIN), *arguments]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def rank_environment(ranks: int) -> dict[str, str]:
+    """Without the variables of an outer launcher; threads shared among the ranks."""
+    env = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    cores = len(os.sched_getaffinity(0))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return env
+
+
+def launch_ranks(run: Run, stage: str) -> None:
+    """Run a training stage on all local ranks.
+
+    Raises UserError when it does not reach its end marker: the launcher's exit code alone is not
+    believed, since it is 0 when the launcher's own child was killed by a signal.
+    """
+    marker = run.path(f"stages/{stage}.ranks_done")
+    marker.unlink(missing_ok=True)
+    ranks = local_ranks(run.config)
+    command = deepspeed_command(ranks, ["--config", str(run.folder / "config.yaml"), "--stage", stage])
+    process = subprocess.Popen(
+        command, env=rank_environment(ranks), stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code != 0 or not marker.is_file():
+        raise UserError(
+            f"stage {stage}: the ranks ended with exit code {code} before the work was done: "
+            "the reason is printed above; the same command continues from the last checkpoint."
+        )
+    marker.unlink()
+
+
+def die_with_parent() -> None:
+    """In the child: end by SIGTERM when this process dies, so that a killed run leaves no ranks."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

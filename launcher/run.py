@@ -1,0 +1,173 @@
+"""The whole recipe of a config: stage after stage, finished ones skipped, interrupted ones continued."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from recloom.data_shards.artifacts import atomic_write_text, cache_dir
+from recloom.data_shards.errors import UserError
+from recloom.launcher.environment import write_environment
+from recloom.launcher.ranks import launch_ranks
+from recloom.trainer.config import RunConfig
+from recloom.trainer.config_io import dump_config
+from recloom.trainer.stages import Run, Stage, finish, is_fresh, prepare_outputs, stage_digests
+from recloom.trainer.systems.registry import recipe
+
+
+def open_run(config: RunConfig) -> Run:
+    """The run folder with its resolved config and environment."""
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(folder / "config.yaml", dump_config(config))
+    write_environment(folder / "env.json")
+    return Run(config, folder, cache_dir())
+
+
+def run_recipe(config: RunConfig, only: str | None = None, start: str | None = None, dry_run: bool = False) -> Run:
+    """Walk the stages of a config.
+
+    Args:
+        only: this stage alone; what it needs must be finished.
+        start: this stage and all after it run again, finished or not.
+        dry_run: say what would be done, do nothing.
+    """
+    stages = recipe(config)
+    check_names(stages, only, start)
+    if dry_run:
+        run = Run(config, config.folder, cache_dir())
+        print_plan(stages, run, only, start)
+        return run
+    run = open_run(config)
+    with exclusive(run.folder), logged(run.folder / "log.txt"):
+        digests = stage_digests(stages, run)
+        forced = False
+        for number, stage in enumerate(stages, 1):
+            forced = forced or stage.name == start
+            if only is not None and stage.name != only:
+                continue
+            label = f"[{number}/{len(stages)}] {stage.name}: {stage.title}"
+            if is_fresh(run, stage, digests[stage.name]) and not forced and only is None:
+                print(f"{label} (finished, skipped)", flush=True)
+                continue
+            check_needs(stages, stage, run, digests)
+            print(label, flush=True)
+            work_stage(run, stage, digests[stage.name], fresh_start=forced or only is not None)
+    return run
+
+
+def work_stage(run: Run, stage: Stage, stage_digest: str, fresh_start: bool = False) -> None:
+    """Run one stage where it belongs and write its marker."""
+    started = time.time()
+    if fresh_start:
+        run.path(f"stages/{stage.name}.started").unlink(missing_ok=True)
+    prepare_outputs(run, stage, stage_digest)
+    if stage.where == "ranks":
+        launch_ranks(run, stage.name)
+    else:
+        if stage.passes is not None:
+            run_passes(run, stage)
+        stage.run(run)
+    finish(run, stage, stage_digest, started)
+    print(f"    {stage.name} took {time.time() - started:.0f} s", flush=True)
+
+
+def run_passes(run: Run, stage: Stage) -> None:
+    from recloom.launcher.bulk import run_pass
+
+    assert stage.passes is not None
+    for bulk_pass in stage.passes(run):
+        print(f"    {bulk_pass.name}: {len(bulk_pass.requests)} questions to the LLM", flush=True)
+        run_pass(run.config.bulk, bulk_pass.model, bulk_pass.requests, run.path(f"bulk/{bulk_pass.name}"))
+
+
+def make_inputs(run: Run) -> None:
+    """Everything before the training stages that is not finished yet."""
+    stages = recipe(run.config)
+    digests = stage_digests(stages, run)
+    for stage in stages:
+        if stage.where == "ranks":
+            return
+        if not is_fresh(run, stage, digests[stage.name]):
+            print(f"{stage.name}: {stage.title}", flush=True)
+            work_stage(run, stage, digests[stage.name])
+
+
+def check_names(stages: Sequence[Stage], only: str | None, start: str | None) -> None:
+    names = [stage.name for stage in stages]
+    for option, name in (("--only", only), ("--from", start)):
+        if name is not None and name not in names:
+            raise UserError(f"{option} {name}: no such stage: choose one of {', '.join(names)}.")
+
+
+def check_needs(stages: Sequence[Stage], stage: Stage, run: Run, digests: dict[str, str]) -> None:
+    by_name = {other.name: other for other in stages}
+    for name in stage.needs:
+        if not is_fresh(run, by_name[name], digests[name]):
+            raise UserError(
+                f"stage {stage.name}: it needs {name}, which is not finished with these settings: "
+                "run without --only."
+            )
+
+
+def print_plan(stages: Sequence[Stage], run: Run, only: str | None, start: str | None) -> None:
+    digests = stage_digests(stages, run)
+    forced = False
+    for number, stage in enumerate(stages, 1):
+        forced = forced or stage.name == start
+        if only is not None and stage.name != only:
+            continue
+        state = "skip" if is_fresh(run, stage, digests[stage.name]) and not forced else "run "
+        print(f"{state} [{number}] {stage.name:<15} {stage.where:<8} {stage.title}")
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Two runs must not write into one folder."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"run_dir = '{folder}': another run writes there: wait for it or name another.") from None
+        yield
+
+
+@contextlib.contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Copy what is printed to the run's log."""
+    with open(path, "a") as file:
+        original = sys.stdout
+        sys.stdout = Tee(original, file)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdout = original
+
+
+class Tee:
+    """Writes to the console and the log."""
+
+    def __init__(self, console: TextIO, file: TextIO) -> None:
+        self.console = console
+        self.file = file
+
+    def write(self, text: str) -> int:
+        self.file.write(text)
+        return self.console.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        self.console.flush()
+
+    def isatty(self) -> bool:
+        return self.console.isatty()
+
+    def fileno(self) -> int:
+        return self.console.fileno()
+
+

@@ -1,0 +1,142 @@
+"""The training stages of a config on all ranks.
+
+    deepspeed launcher/train.py --config configs/llama4rec_quickstart.yaml
+
+Inputs that are missing are made first, by rank 0. On a machine without a GPU, where DeepSpeed
+starts a single process, this process replaces itself by a launch of `parallel.cpu_ranks` ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from recloom.data_shards.artifacts import atomic_write_text, cache_dir
+from recloom.data_shards.errors import UserError
+from recloom.launcher.overrides import HELP, split_overrides
+from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
+from recloom.trainer.config import RunConfig
+from recloom.trainer.config_io import read_config
+from recloom.trainer.stages import Run, Stage, finish, is_fresh, prepare_outputs, stage_digests
+from recloom.trainer.systems.registry import recipe
+
+WAIT_SECONDS = 0.5
+STARTED = time.time()
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description="Train on all ranks; start with the `deepspeed` command.", epilog=HELP, allow_abbrev=False
+    )
+    made.add_argument("--config", type=Path, required=True, help="a YAML of configs/")
+    made.add_argument("--stage", help="one training stage only, its inputs being there (used by `recloom run`)")
+    made.add_argument("--local_rank", type=int, help="set by the launcher")
+    return made
+
+
+def main() -> None:
+    arguments, overrides = split_overrides(parser(), sys.argv[1:])
+    config = read_config(arguments.config, overrides)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.stage is None and world_size == 1 and local_ranks(config) > 1 and not on_gpu():
+        relaunch(local_ranks(config))
+    from recloom.trainer.engine import die_with_parent, start_ranks
+
+    die_with_parent()
+    run = Run(config, config.folder, cache_dir())
+    if arguments.stage is None:
+        make_missing_inputs(run, rank)
+    start_ranks(config.parallel)
+    for stage in training_stages(run, arguments.stage):
+        work(run, stage, rank, alone=arguments.stage is not None)
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def relaunch(ranks: int) -> None:
+    """Become a launch of several ranks; the exit code is then that launch's."""
+    command = deepspeed_command(ranks, [a for a in sys.argv[1:] if not a.startswith("--local_rank")])
+    os.execve(command[0], command, rank_environment(ranks))
+
+
+def training_stages(run: Run, name: str | None) -> list[Stage]:
+    return [stage for stage in recipe(run.config) if stage.where == "ranks" and name in (None, stage.name)]
+
+
+def make_missing_inputs(run: Run, rank: int) -> None:
+    """Rank 0 makes the inputs; the others wait for the markers, before any process group exists."""
+    from recloom.launcher.run import make_inputs, open_run
+
+    if rank == 0:
+        open_run(run.config)
+        make_inputs(run)
+        return
+    while not inputs_ready(run):
+        time.sleep(WAIT_SECONDS)
+
+
+def inputs_ready(run: Run) -> bool:
+    stages = recipe(run.config)
+    digests = stage_digests(stages, run)
+    inputs = [stage for stage in stages[: first_training(stages)]]
+    return all(is_fresh(run, stage, digests[stage.name]) for stage in inputs)
+
+
+def first_training(stages: list[Stage]) -> int:
+    return next(number for number, stage in enumerate(stages) if stage.where == "ranks")
+
+
+def work(run: Run, stage: Stage, rank: int, alone: bool) -> None:
+    """One training stage on this rank. Alone, `recloom run` keeps the books; else rank 0 does."""
+    import torch.distributed as dist
+
+    stages = recipe(run.config)
+    digest = stage_digests(stages, run)[stage.name]
+    if not alone:
+        if is_fresh(run, stage, digest):
+            if rank == 0:
+                print(f"{stage.name}: finished, skipped", flush=True)
+            return
+        dist.barrier()
+        if rank == 0:
+            prepare_outputs(run, stage, digest)
+        dist.barrier()
+    stage.run(run)
+    if rank == 0 and alone:
+        atomic_write_text(run.path(f"stages/{stage.name}.ranks_done"), json.dumps({"digest": digest}))
+    elif rank == 0:
+        finish(run, stage, digest, STARTED)
+        print(f"{stage.name}: done, the model is in {run.path(stage.outputs[0])}/model", flush=True)
+    dist.barrier()
+
+
+def leave(code: int) -> None:
+    """End at once: the interpreter's own shutdown aborts now and then under DeepSpeed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: leave(143))
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        leave(2)
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else 1)
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+    leave(0)

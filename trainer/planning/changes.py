@@ -1,0 +1,57 @@
+"""What to change so that training fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from recloom.trainer.planning.memory import GIB, Setup, host_bytes, training_memory
+
+MAX_FACTOR = 64
+RANKS_PER_NODE = 8
+
+
+def fits(setup: Setup, usable: float) -> bool:
+    return training_memory(setup).total <= usable
+
+
+def fitting_changes(setup: Setup, usable: float) -> list[str]:
+    """Settings of which any one makes it fit; where none does alone, the first few that do together."""
+    alone = [text for text, changed in changes(setup) if fits(changed, usable)]
+    alone += more_gpus(setup, usable)
+    if alone:
+        return alone
+    texts = []
+    while following := next(changes(setup), None):
+        texts.append(following[0])
+        setup = following[1]
+        if fits(setup, usable):
+            return [", ".join(texts)]
+    return [", ".join([*texts, *(more_gpus(setup, usable) or ["a smaller model"])])]
+
+
+def changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    """Single changes, cheapest first."""
+    if not setup.checkpointing:
+        yield "training.gradient_checkpointing: true", replace(setup, checkpointing=True)
+    if setup.row_tokens > setup.longest_prompt:
+        answers = setup.answer_tokens * setup.longest_prompt // setup.row_tokens
+        shorter = replace(setup, row_tokens=setup.longest_prompt, answer_tokens=answers)
+        yield f"training.pack_length: {setup.longest_prompt}", shorter
+    if setup.zero_stage < 3:
+        yield "parallel.zero_stage: 3", replace(setup, zero_stage=3)
+    if not setup.offload and setup.zero_stage > 0:
+        host = host_bytes(replace(setup, offload=True), min(setup.ranks, RANKS_PER_NODE))
+        text = f"parallel.offload_optimizer: true (about {host / GIB:,.0f} GiB of main memory a node)"
+        yield text, replace(setup, offload=True)
+
+
+def more_gpus(setup: Setup, usable: float) -> list[str]:
+    """The least power-of-two multiple of the GPUs that fits."""
+    factor = 2
+    while factor <= MAX_FACTOR:
+        ranks = setup.ranks * factor
+        if fits(replace(setup, ranks=ranks), usable):
+            return [f"{ranks} GPUs (training.rows_per_step: a multiple of {ranks})"]
+        factor *= 2
+    return []

@@ -1,0 +1,160 @@
+"""Memory of full-parameter training under ZeRO and of vLLM, in bytes, by arithmetic.
+
+Shapes in formulas: P parameters, W ranks, e bytes of a weight (2 for bfloat16), T tokens of a row,
+A answer tokens of a row, h, f, k, q, L, V as in model_size.py, a heads.
+
+Model state of one rank (Rajbhandari et al. 2020, "ZeRO", section 3): weights e P, gradients e P,
+fp32 master weights and two Adam moments 12 P; stage 1 divides the last by W, stage 2 also the
+gradients, stage 3 all. On top DeepSpeed 0.19 holds, by its defaults:
+  - one reduction bucket of 5e8 elements (stages 1 to 3);
+  - at stage 3 up to 1e9 gathered parameters and the gradient of the largest single weight;
+  - in the update the gradients and one Adam buffer in fp32, 8 bytes a parameter of the rank, at
+    stage 3 for 1e9 parameters at a time. Activations are gone by then: the larger of both counts.
+An offloaded optimizer moves the last 12 P and the divided gradients into main memory.
+
+Activations of a layer and token, after Korthikanti et al. 2022 ("Reducing Activation Recomputation
+in Large Transformer Models", section 4), recounted for transformers' LLaMA code with an attention
+that keeps no scores: two norms 8h + 4eh (the fp32 input, the normalised, the scaled), attention
+e (2q + 2k) + eq (q, k, v, output, its copy) + 4a, MLP 4ef, statistics 8. With gradient
+checkpointing each layer keeps its input, eh, and one layer is recomputed at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from recloom.trainer.planning.model_size import ModelSize
+
+GIB = 2**30
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+BUCKET = 5e8
+LIVE = SUB_GROUP = 1e9
+HOST_FACTOR = 1.5  # pinned buffers come in powers of two; DeepSpeed's own estimator uses 1.5 too
+RESERVE = 0.1  # of the device: CUDA context, NCCL, fragmentation
+BULK_TOKENS = 16384  # vLLM's largest batch of prompt tokens on a large GPU
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides the memory of a training rank.
+
+    `row_tokens` T and `answer_tokens` A belong to the longest row; a prompt that is longer than
+    `training.pack_length` has a row of its own, so `longest_prompt` is the least T can be.
+    """
+
+    model: ModelSize
+    dtype: str
+    zero_stage: int
+    ranks: int
+    row_tokens: int
+    answer_tokens: int
+    longest_prompt: int
+    checkpointing: bool
+    offload: bool
+
+    @property
+    def element(self) -> int:
+        return BYTES[self.dtype]
+
+    def share(self, from_stage: int) -> float:
+        """Parameters of one rank of what is divided from a stage on."""
+        return self.model.parameters / (self.ranks if self.zero_stage >= from_stage else 1)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on one rank's device. Either `gathered`, `activations` and `logits` are held, or `update`."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    bucket: float
+    gathered: float
+    activations: float
+    logits: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        state = self.weights + self.gradients + self.optimizer + self.bucket
+        return state + max(self.gathered + self.activations + self.logits, self.update)
+
+    def parts(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def training_memory(setup: Setup) -> TrainingMemory:
+    model, element, on_device = setup.model, setup.element, not setup.offload
+    has_master = setup.dtype != "float32" or setup.zero_stage > 0
+    at_once = min(setup.share(1), SUB_GROUP) if setup.zero_stage == 3 else setup.share(1)
+    gathered = min(model.parameters, LIVE) + model.largest_parameter
+    return TrainingMemory(
+        weights=element * setup.share(3),
+        gradients=element * setup.share(2) if on_device or setup.zero_stage < 2 else 0.0,
+        optimizer=(12 if has_master else 8) * setup.share(1) if on_device else 0.0,
+        bucket=element * BUCKET if setup.zero_stage > 0 else 0.0,
+        gathered=element * gathered if setup.zero_stage == 3 else 0.0,
+        activations=activation_bytes(setup),
+        logits=setup.answer_tokens * model.vocab * (8 + 2 * element),
+        update=8 * at_once if on_device else 0.0,
+    )
+
+
+def layer_activations(model: ModelSize, element: int) -> int:
+    """Bytes that one layer keeps of one token for the backward pass."""
+    norms = 8 * model.hidden + 4 * element * model.hidden
+    attention = element * (3 * model.query_width + 2 * model.key_width) + 4 * model.heads
+    return norms + attention + 4 * element * model.intermediate + 8
+
+
+def activation_bytes(setup: Setup) -> int:
+    """All layers' activations, or their inputs and one layer's; embedding and last norm with them."""
+    model, element = setup.model, setup.element
+    one, width = layer_activations(model, element), element * model.hidden
+    layers = model.layers * width + one if setup.checkpointing else model.layers * one
+    return setup.row_tokens * (layers + 3 * width + 4 * model.hidden)
+
+
+def host_bytes(setup: Setup, ranks_per_node: int) -> float:
+    """Main memory of a node for an offloaded optimizer: 12 P state, 2 + 4 P gradients, and slack."""
+    if not setup.offload:
+        return 0.0
+    return HOST_FACTOR * (16 + setup.element) * setup.share(1) * ranks_per_node
+
+
+@dataclass(frozen=True)
+class BulkMemory:
+    """Bytes of a vLLM engine on one GPU of a tensor-parallel group."""
+
+    weights: float
+    working: float
+    cache: float
+
+    @property
+    def fits(self) -> bool:
+        return self.cache > 0
+
+
+def bulk_memory(model: ModelSize, dtype: str, device_bytes: float, tensor_parallel: int) -> BulkMemory:
+    """What the weights and the largest batch of prompt tokens leave to the key-value cache."""
+    element = BYTES[dtype]
+    weights = element * model.parameters / tensor_parallel
+    wide = 2 * model.intermediate / tensor_parallel + 6 * model.hidden
+    working = element * BULK_TOKENS * wide
+    return BulkMemory(weights, working, device_bytes - weights - working)
+
+
+def cached_tokens(model: ModelSize, dtype: str, memory: BulkMemory, tensor_parallel: int) -> int:
+    """Tokens that the key-value cache of a tensor-parallel group holds."""
+    return int(max(memory.cache, 0.0) * tensor_parallel / model.cache_bytes(BYTES[dtype]))
+
+
+def needed_tensor_parallel(model: ModelSize, dtype: str, device_bytes: float, sequence: int) -> int | None:
+    """The fewest GPUs, a power of two that divides the key-value heads, that hold one longest sequence."""
+    size = 1
+    while model.kv_heads % size == 0 and size <= model.kv_heads:
+        memory = bulk_memory(model, dtype, device_bytes, size)
+        if memory.fits and cached_tokens(model, dtype, memory, size) >= sequence:
+            return size
+        size *= 2
+    return None

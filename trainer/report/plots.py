@@ -1,0 +1,148 @@
+"""Plots as inline SVG: text stays text, ink follows the page's colour scheme, bytes are reproducible."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from recloom.trainer.report.results import LOWER_IS_BETTER, METHODS, place
+from recloom.trainer.report.users import Bin
+
+INK = "#010101"  # stands for the page's text colour in the SVG
+# Okabe and Ito's colours, told apart with any colour vision; the page lightens the blue on dark paper.
+BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
+Dash = Literal["-", "--", ":"]
+LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of METHODS, then of further methods
+    (INK, "o", "--"),
+    (GREEN, "s", ":"),
+    (ORANGE, "^", "-"),
+    (BLUE, "D", "-"),
+    (PURPLE, "v", "-"),
+    (RED, "P", "-"),
+)
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+}
+SMALL, WIDE = (3.7, 2.9), (4.3, 2.9)  # inches: readable on a phone, three or two beside each other elsewhere
+SMOOTHED = 25  # points of the smoothed loss
+
+
+def activity_plot(task: str, metric: str, bins: Sequence[Bin]) -> Markup:
+    """Mean metric of users by their number of interactions, one line a method, ± one standard error."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"activity {task}"}):
+        figure, axes = new_axes(SMALL)
+        methods = list(bins[0].means)
+        at_B = np.arange(len(bins))
+        for index, method in enumerate(methods):
+            colour, marker, dash = line_of(method)
+            shift = 0.09 * (index - (len(methods) - 1) / 2)
+            axes.errorbar(
+                at_B + shift,
+                [part.means[method] for part in bins],
+                yerr=[0.0 if math.isnan(part.errors[method]) else part.errors[method] for part in bins],
+                color=colour,
+                marker=marker,
+                linestyle=dash,
+                elinewidth=1,
+                capsize=2.5,
+            )
+        axes.set_xticks(at_B, [f"{part.label}\nn={part.num_users}" for part in bins])
+        axes.set_xlim(-0.4, len(bins) - 0.6)
+        axes.set_xlabel("training interactions of the user")
+        axes.set_ylabel("absolute error, stars" if metric == "AE" else metric)
+        if metric not in LOWER_IS_BETTER:
+            axes.set_ylim(bottom=0)
+        legend_above(figure, methods)
+        names = ", ".join(methods)
+        return svg(figure, f"{task}: mean {metric} by number of interactions of the user, for {names}")
+
+
+def loss_plot(name: str, rows: Sequence[dict[str, Any]]) -> Markup:
+    """Training loss of every step with its moving mean, and the validation loss."""
+    training = np.array([[row["step"], row["loss"]] for row in rows if "loss" in row])
+    validation = np.array([[row["step"], row["validation_loss"]] for row in rows if "validation_loss" in row])
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"loss {name}"}):
+        figure, axes = new_axes(WIDE)
+        if len(training):
+            step_S, loss_S = training.T
+            window = max(1, len(loss_S) // SMOOTHED)
+            axes.plot(step_S, loss_S, color=BLUE, alpha=0.35, linewidth=0.9, label="training, a step")
+            if window > 1:
+                mean_S = np.convolve(loss_S, np.ones(window) / window, mode="valid")
+                axes.plot(step_S[window - 1 :], mean_S, color=BLUE, label=f"training, mean of {window} steps")
+        if len(validation):
+            axes.plot(*validation.T, color=RED, marker="o", linestyle="--", label="validation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats an answer token)")
+        axes.legend(loc="upper right")
+        return svg(figure, f"{name}: training and validation loss over optimizer steps")
+
+
+def new_axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def legend_above(figure: Figure, methods: Sequence[str]) -> None:
+    lines = []
+    for method in methods:
+        colour, marker, dash = line_of(method)
+        lines.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, label=method))
+    figure.legend(
+        handles=lines,
+        loc="outside upper left",
+        ncols=4,
+        handlelength=2.2,
+        handletextpad=0.5,
+        columnspacing=1.1,
+    )
+
+
+def line_of(method: str) -> tuple[str, str, Dash]:
+    return LINES[min(place(method, METHODS), len(LINES) - 1)]
+
+
+def svg(figure: Figure, label: str) -> Markup:
+    """The figure as an <svg> element for a page: no ids that could clash, no fixed size, no date."""
+    buffer = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = text.replace(INK, "currentColor").replace(BLUE, f"var(--blue, {BLUE})")
+    head = f'<svg role="img" aria-label="{escape(label)}" viewBox='
+    return Markup(re.sub(r"<svg [^>]*?viewBox=", head, text, count=1))

@@ -1,0 +1,140 @@
+"""Read what the stages left in a run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from recloom.data_shards.errors import UserError
+
+Row = dict[str, Any]
+RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "dataset": str,
+    "task": str,
+    "scenario": str,
+    "split": str,
+    "backbone": str,
+    "method": str,
+    "metric": str,
+    "value": (int, float),
+    "seed": int,
+    "users": int,
+    "protocol": str,
+}
+REPORT_STAGE = "report"  # its own time is not known while it writes
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder in memory.
+
+    Attributes:
+        config_text: config.yaml as written; config: the same, parsed.
+        rows: results.jsonl. per_user: per_user.parquet. aggregate: aggregate.json.
+        curves: the rows of tune/NAME/metrics.jsonl by NAME.
+        stages: the markers in stages/, longest first.
+    """
+
+    config_text: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    card: dict[str, Any]
+    rows: list[Row]
+    per_user: pa.Table
+    aggregate: dict[str, Any]
+    curves: dict[str, list[Row]]
+    stages: list[Row]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Raises UserError that names the first missing or damaged file and the stage that writes it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder: name a folder that `recloom run CONFIG` has filled.")
+    config_text = existing(folder / "config.yaml", None).read_text()
+    return RunRecord(
+        config_text=config_text,
+        config=yaml.safe_load(config_text),
+        environment=read_json(folder / "env.json", None),
+        card=read_json(folder / "data" / "card.json", "prepare"),
+        rows=read_results(folder / "results.jsonl"),
+        per_user=read_parquet(folder / "per_user.parquet", "aggregate"),
+        aggregate=read_json(folder / "aggregate.json", "aggregate"),
+        curves=read_curves(folder / "tune"),
+        stages=read_stages(folder / "stages"),
+    )
+
+
+def remedy(stage: str | None) -> str:
+    return f"run the stage `{stage}` first" if stage else "start with `recloom run CONFIG`"
+
+
+def existing(path: Path, stage: str | None) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: the file is missing, the report reads it: {remedy(stage)}.")
+    return path
+
+
+def damaged(path: Path, stage: str | None, detail: str) -> UserError:
+    return UserError(f"{path}: {detail}: delete the file and {remedy(stage).replace(' first', ' again')}.")
+
+
+def read_json(path: Path, stage: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(existing(path, stage).read_text())
+    except ValueError:
+        raise damaged(path, stage, "the file is no valid JSON") from None
+    if not isinstance(value, dict):
+        raise damaged(path, stage, "the file holds no JSON object")
+    return value
+
+
+def read_lines(path: Path, stage: str | None) -> list[Row]:
+    rows = []
+    for number, line in enumerate(existing(path, stage).read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise damaged(path, stage, f"line {number} is no valid JSON") from None
+    if not rows:
+        raise damaged(path, stage, "the file is empty")
+    return rows
+
+
+def read_results(path: Path) -> list[Row]:
+    """Rows that have every field of a measurement."""
+    rows = read_lines(path, "aggregate")
+    for number, row in enumerate(rows, start=1):
+        for field, kind in RESULT_FIELDS.items():
+            if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+                raise damaged(
+                    path, "aggregate", f"line {number} is no measurement, its field '{field}' is wrong"
+                )
+    return rows
+
+
+def read_parquet(path: Path, stage: str) -> pa.Table:
+    try:
+        return pq.read_table(existing(path, stage))
+    except pa.ArrowInvalid:
+        raise damaged(path, stage, "the file is no readable Parquet file") from None
+
+
+def read_curves(folder: Path) -> dict[str, list[Row]]:
+    paths = sorted(folder.glob("*/metrics.jsonl"))
+    if not paths:
+        raise UserError(
+            f"{folder}: no model's metrics.jsonl is there, the report reads it: {remedy('tune')}."
+        )
+    return {path.parent.name: read_lines(path, "tune") for path in paths}
+
+
+def read_stages(folder: Path) -> list[Row]:
+    rows = [read_json(path, None) for path in sorted(folder.glob("*.json"))]
+    timed = [row for row in rows if row["stage"] != REPORT_STAGE]
+    return sorted(timed, key=lambda row: (-row["seconds"], row["stage"]))

@@ -1,0 +1,132 @@
+"""Methods compared user by user: paired tests, and the metric by activity of the users.
+
+Shapes: U users that every method of a task has a value for, B bins of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recloom.trainer.report.results import BASELINE, LOWER_IS_BETTER, METHODS, Group
+from recloom.trainer.significance import PairedTest, paired_t_test
+
+NUM_BINS = 5
+
+
+@dataclass(frozen=True)
+class UserValues:
+    """One metric of one task, user by user; values_U of every method are in the same user order."""
+
+    metric: str
+    num_interactions_U: np.ndarray
+    values_U: dict[str, np.ndarray]
+
+    @property
+    def num_users(self) -> int:
+        return len(self.num_interactions_U)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`ours` against `baseline`, paired by user; better: None when the two are equal on average."""
+
+    ours: str
+    baseline: str
+    metric: str
+    num_users: int
+    test: PairedTest
+
+    @property
+    def better(self) -> bool | None:
+        if self.test.difference == 0:
+            return None
+        return (self.test.difference < 0) == (self.metric in LOWER_IS_BETTER)
+
+    @property
+    def p_text(self) -> str:
+        return "p < 0.001" if self.test.p_value < 0.001 else f"p = {self.test.p_value:.3f}"
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Users of similar activity: mean and standard error (nan for one user) by method."""
+
+    label: str
+    num_users: int
+    means: dict[str, float]
+    errors: dict[str, float]
+
+
+def user_values(per_user: pa.Table, group: Group) -> UserValues | None:
+    """A group's rows of per_user.parquet, averaged over seeds; None when it has none.
+
+    Of several metrics the last by name is taken: N@5 comes after H@5.
+    """
+    rows = per_user.filter(
+        (pc.field("task") == group.task)
+        & (pc.field("backbone") == group.backbone)
+        & pc.field("method").isin(list(group.methods))
+    )
+    metrics = sorted(set(rows["metric"].to_pylist()))
+    if not metrics:
+        return None
+    rows = rows.filter(pc.field("metric") == metrics[-1])
+    means = rows.group_by(["method", "user"]).aggregate([("value", "mean"), ("num_interactions", "min")])
+    methods = [method for method in group.methods if method in set(means["method"].to_pylist())]
+    found = {method: by_user(means.filter(pc.field("method") == method)) for method in methods}
+    users_U = sorted(set.intersection(*(set(values) for values in found.values())))
+    return UserValues(
+        metric=metrics[-1],
+        num_interactions_U=np.array([found[methods[0]][user][1] for user in users_U], dtype=np.int64),
+        values_U={m: np.array([found[m][user][0] for user in users_U], dtype=np.float64) for m in methods},
+    )
+
+
+def by_user(rows: pa.Table) -> dict[int, tuple[float, int]]:
+    pairs = zip(rows["value_mean"].to_pylist(), rows["num_interactions_min"].to_pylist(), strict=True)
+    return dict(zip(rows["user"].to_pylist(), pairs, strict=True))
+
+
+def compare_methods(values: UserValues) -> list[Comparison]:
+    """The system (the last of METHODS that is there) against every other method, paired by user."""
+    ours = next((method for method in reversed(METHODS) if method in values.values_U), BASELINE)
+    if ours == BASELINE or values.num_users < 2:
+        return []
+    return [
+        Comparison(
+            ours, other, values.metric, values.num_users, paired_t_test(values.values_U[ours], other_U)
+        )
+        for other, other_U in values.values_U.items()
+        if other != ours
+    ]
+
+
+def activity_bins(values: UserValues, num_bins: int = NUM_BINS) -> list[Bin]:
+    """Users in bins of about equal size, the least active first; equal counts are never parted."""
+    counts_U = values.num_interactions_U
+    edges = np.unique(np.quantile(counts_U, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf"))
+    bin_U = np.searchsorted(edges, counts_U, side="left")
+    return [make_bin(values, bin_U == index) for index in np.unique(bin_U)]
+
+
+def make_bin(values: UserValues, inside_U: np.ndarray) -> Bin:
+    counts = values.num_interactions_U[inside_U]
+    low, high, num_users = int(counts.min()), int(counts.max()), len(counts)
+    own = {method: values_U[inside_U] for method, values_U in values.values_U.items()}
+    return Bin(
+        label=f"{low}" if low == high else f"{low}–{high}",
+        num_users=num_users,
+        means={method: float(part.mean()) for method, part in own.items()},
+        errors={method: standard_error(part) for method, part in own.items()},
+    )
+
+
+def standard_error(values_N: Sequence[float] | np.ndarray) -> float:
+    if len(values_N) < 2:
+        return float("nan")
+    return float(np.std(values_N, ddof=1) / np.sqrt(len(values_N)))

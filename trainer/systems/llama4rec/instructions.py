@@ -1,0 +1,233 @@
+"""Stage instructions: the instruction-tuning corpus (section 4.5.1), cross-fitted.
+
+Prompts are made from the training part alone. Of each user the latest `holdback` training rows are
+kept from the inner backbone; they are the targets, and what is older is the history. So neither the
+history, nor the similar user, nor the prediction in a prompt has seen the prompt's target, and no
+validation or test row is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from recloom.data_shards.artifacts import cache_dir
+from recloom.data_shards.errors import UserError
+from recloom.data_shards.renderer import Renderer
+from recloom.data_shards.samples import Sample
+from recloom.data_shards.shards import write_shards
+from recloom.data_shards.splits import Interactions, Splits
+from recloom.data_shards.tables import Tables
+from recloom.trainer.collaborative.base import Backbone
+from recloom.trainer.collaborative.evaluate import masked_scores, predict_ratings, rank_topk
+from recloom.trainer.models import load_tokenizer, resolve_model
+from recloom.trainer.stages import Run
+from recloom.trainer.systems.llama4rec.backbones import held_back_mask, open_backbone, task_split
+from recloom.trainer.systems.llama4rec.prepare import load_data
+from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
+
+TASK_NUMBER = {"direct": 1, "sequential": 2, "rating": 3}
+POOL = 3  # pads are drawn from the backbone's first POOL * candidates un-interacted items
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The inner backbone's view: row b of items_BP, scores_BP (P best un-interacted items, -1 = none)
+    belongs to the b-th user; held_N are the scores of the held-back rows, a user's from end_U[user]."""
+
+    items_BP: np.ndarray
+    scores_BP: np.ndarray
+    held_N: np.ndarray
+    end_U: np.ndarray
+
+
+def run_instructions(run: Run) -> None:
+    """Write the corpora: one of augmented prompts, one of plain ones, or both mixed when shared."""
+    tables, splits = load_data(run)
+    corpora = build_corpora(run, tables, splits)
+    tokenizer = load_tokenizer(resolve_model(run.config.model.path, cache_dir()))
+    renderer = Renderer(tokenizer)
+    for name, (train, valid) in corpora.items():
+        for part, samples in (("train", train), ("valid", valid)):
+            if not samples:
+                continue
+            manifest = write_shards(
+                samples,
+                renderer,
+                run.path(f"instructions/{name}/{part}"),
+                run.config.instructions.samples_per_shard,
+                corpus=name,
+                part=part,
+            )
+            tokens = manifest["num_tokens"] / manifest["num_samples"]
+            print(f"instructions {name}/{part}: {len(samples)} prompts, {tokens:.0f} tokens each", flush=True)
+
+
+def build_corpora(run: Run, tables: Tables, splits: Splits) -> dict[str, tuple[list[Sample], list[Sample]]]:
+    """Training and validation samples by corpus name, each in a seeded random order."""
+    config = run.config
+    plain: list[tuple[Sample, bool]] = []
+    augmented: list[tuple[Sample, bool]] = []
+    for task in config.backbones.tasks:
+        for with_backbone, into in ((True, augmented), (False, plain)):
+            into += task_samples(run, tables, splits, task, with_backbone)
+    augmented, plain = without_repeats(augmented), without_repeats(plain)
+    if config.training.ift == "separate":
+        return {"llama4rec": parted(augmented, config.seed), "ift": parted(plain, config.seed)}
+    mixed = [pair for position, pair in enumerate(augmented) if position % 2 == 0]
+    mixed += [pair for position, pair in enumerate(plain) if position % 2 == 1]
+    return {"llama4rec": parted(without_repeats(mixed), config.seed)}
+
+
+def without_repeats(samples: list[tuple[Sample, bool]]) -> list[tuple[Sample, bool]]:
+    """Two tasks, or a prompt that no augmentation changed, can give the same sample: the first stays."""
+    return list({sample.key: (sample, is_valid) for sample, is_valid in reversed(samples)}.values())[::-1]
+
+
+def parted(samples: list[tuple[Sample, bool]], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Training and validation samples, shuffled."""
+    order = np.random.default_rng([seed, 7]).permutation(len(samples))
+    train = [samples[index][0] for index in order if not samples[index][1]]
+    return train, [samples[index][0] for index in order if samples[index][1]]
+
+
+def task_samples(
+    run: Run, tables: Tables, splits: Splits, task: str, with_backbone: bool
+) -> list[tuple[Sample, bool]]:
+    """(sample, is validation) of one task. The same users and targets with and without augmentation."""
+    config = run.config
+    train = task_split(splits, task).train
+    held = held_back_mask(train, config.instructions.holdback)
+    backbone = open_backbone(run, "inner", task)
+    known, targets = train.select(~held), train.select(held)
+    prompter = make_prompter(
+        config,
+        tables.titles,
+        tables.num_users,
+        task,
+        known,
+        disliked_rows(run, splits, task),
+        backbone if with_backbone else None,
+    )
+    users = eligible_users(train, targets, tables.num_users, config.instructions.min_interactions)
+    if task == "rating":
+        predictions = predict_ratings(backbone, targets.user_N, targets.item_N)
+        drafts = rating_drafts(prompter, targets, predictions, users, config.seed)
+    else:
+        sequences = train.sequences(tables.num_users)
+        pool = pool_of(run, backbone, prompter, targets, users, [sequences[user] for user in users])
+        drafts = listwise_drafts(run, prompter, targets, users, pool, TASK_NUMBER[task])
+    wanted = config.instructions.per_task + config.instructions.validation
+    found = list(unique(drafts, wanted))
+    if not found:
+        raise UserError(
+            f"instructions: task {task} has no user with {config.instructions.min_interactions} training "
+            "interactions: lower instructions.min_interactions or use more data."
+        )
+    num_valid = min(config.instructions.validation, len(found) // 10)
+    return [(sample, position < num_valid) for position, sample in enumerate(found)]
+
+
+def disliked_rows(run: Run, splits: Splits, task: str) -> Interactions | None:
+    """Rated rows below `disliked_below` of the cross-fitted training part, when prompts show them."""
+    config = run.config
+    if task == "rating" or config.disliked_below is None or config.prompts.disliked_items == 0:
+        return None
+    rows = splits.rating.train
+    kept = ~held_back_mask(rows, config.instructions.holdback) & (rows.rating_N < config.disliked_below)
+    return rows.select(kept)
+
+
+def eligible_users(train: Interactions, targets: Interactions, num_users: int, least: int) -> np.ndarray:
+    count_U = np.bincount(train.user_N, minlength=num_users)
+    held_U = np.bincount(targets.user_N, minlength=num_users)
+    return np.flatnonzero((count_U >= least) & (held_U > 0))
+
+
+def unique(drafts: Iterator[Sample], wanted: int) -> Iterator[Sample]:
+    """The first `wanted` samples, repeats dropped."""
+    keys: set[str] = set()
+    for sample in drafts:
+        if len(keys) == wanted:
+            return
+        if sample.key not in keys:
+            keys.add(sample.key)
+            yield sample
+
+
+def rating_drafts(
+    prompter: Prompter, targets: Interactions, predictions: np.ndarray, users: np.ndarray, seed: int
+) -> Iterator[Sample]:
+    """One prompt a held-back row, in random order."""
+    rows = np.flatnonzero(np.isin(targets.user_N, users))
+    for row in np.random.default_rng([seed, TASK_NUMBER["rating"]]).permutation(rows):
+        user, item = int(targets.user_N[row]), int(targets.item_N[row])
+        yield prompter.rating(user, item, float(predictions[row]), float(targets.rating_N[row]))
+
+
+def pool_of(
+    run: Run,
+    backbone: Backbone,
+    prompter: Prompter,
+    targets: Interactions,
+    users: np.ndarray,
+    seen: list[np.ndarray],
+) -> Pool:
+    """What the inner backbone says of each user: its best un-interacted items, and the held-back ones."""
+    histories = [prompter.history(user) for user in users]
+    items_BP, scores_BP = rank_topk(backbone, users, histories, seen, POOL * run.config.prompts.candidates)
+    end = np.searchsorted(targets.user_N, np.arange(backbone.num_users + 1))
+    held_N = np.zeros(len(targets))
+    nothing = [np.empty(0, dtype=np.int64)] * len(users)
+    for rows, scores_CI in masked_scores(backbone, users, histories, nothing):
+        for user, scores_I in zip(users[rows], scores_CI.numpy(), strict=True):
+            own = slice(end[user], end[user + 1])
+            held_N[own] = scores_I[targets.item_N[own]]
+    return Pool(items_BP, scores_BP, held_N, end)
+
+
+def listwise_drafts(
+    run: Run,
+    prompter: Prompter,
+    targets: Interactions,
+    users: np.ndarray,
+    pool: Pool,
+    task_number: int,
+) -> Iterator[Sample]:
+    """Rounds over all users in random order; each draft draws held-back items and un-interacted pads.
+
+    Answer: the held-back items by rating, then recency, then the pads in the backbone's order
+    (protocol); candidates are shown shuffled.
+    """
+    settings = run.config.instructions
+    wanted = settings.per_task + settings.validation
+    rng = np.random.default_rng([run.config.seed, task_number])
+    for _ in range(1 + 4 * wanted // max(1, len(users))):
+        for position in rng.permutation(len(users)):
+            user = int(users[position])
+            answer, scores = draw_candidates(run, targets, pool, user, position, rng)
+            prediction = answer[np.argsort(-scores, kind="stable")]
+            shown = rng.permutation(answer)
+            yield prompter.listwise(user, shown.tolist(), prediction.tolist(), answer.tolist())
+
+
+def draw_candidates(
+    run: Run, targets: Interactions, pool: Pool, user: int, position: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates in the order of the answer, and the backbone's scores of them."""
+    count = run.config.prompts.candidates
+    rows = np.arange(pool.end_U[user], pool.end_U[user + 1])
+    most = min(run.config.instructions.rated_candidates, len(rows), count - 1)
+    chosen = rng.choice(rows, size=int(rng.integers(1, most + 1)), replace=False)
+    chosen = np.array(sorted(chosen, key=lambda row: (-rank_rating(targets.rating_N[row]), -targets.order_N[row])))
+    free = np.flatnonzero(pool.items_BP[position] >= 0)
+    picked = np.sort(rng.choice(free, size=min(count - len(chosen), len(free)), replace=False))
+    items = np.concatenate([targets.item_N[chosen], pool.items_BP[position, picked]]).astype(np.int64)
+    return items, np.concatenate([pool.held_N[chosen], pool.scores_BP[position, picked]])
+
+
+def rank_rating(rating: float) -> float:
+    """Data without ratings rank by recency alone."""
+    return 0.0 if np.isnan(rating) else float(rating)

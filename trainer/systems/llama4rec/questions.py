@@ -1,0 +1,129 @@
+"""The questions of evaluation and augmentation: prompts at validation and test time as bulk requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from recloom.data_shards.errors import UserError
+from recloom.data_shards.renderer import Renderer
+from recloom.data_shards.samples import Sample
+from recloom.data_shards.splits import Interactions, Split, Splits
+from recloom.data_shards.tables import Tables
+from recloom.data_shards.textualize.rating import rating_text
+from recloom.trainer.collaborative.base import Backbone
+from recloom.trainer.collaborative.data import leave_one_out_queries
+from recloom.trainer.collaborative.evaluate import rank_topk, target_ranks
+from recloom.trainer.config import RunConfig
+from recloom.trainer.requests import Request
+
+Part = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class CandidateLists:
+    """The backbone's top k' of every user with a target.
+
+    users_B, targets_B, ranks_B (full-catalogue rank of the target, seen items left out), and
+    items_Bk (best first, -1 = none left).
+    """
+
+    users_B: np.ndarray
+    targets_B: np.ndarray
+    ranks_B: np.ndarray
+    items_Bk: np.ndarray
+
+    @property
+    def reachable_B(self) -> np.ndarray:
+        """Whether the target is among the candidates."""
+        return (self.items_Bk == self.targets_B[:, None]).any(axis=1)
+
+
+def candidate_lists(backbone: Backbone, split: Split, num_users: int, part: Part, k: int) -> CandidateLists:
+    users, histories, seen, targets = leave_one_out_queries(split, num_users, part)
+    items_Bk, _ = rank_topk(backbone, users, histories, seen, k)
+    ranks = target_ranks(backbone, users, histories, seen, targets)
+    return CandidateLists(users, targets, ranks, items_Bk)
+
+
+def known_rows(split: Split, part: Part) -> Interactions:
+    """What may be shown at validation or test: everything before the target."""
+    if part == "valid":
+        return split.train
+    return merged(split.train, split.valid)
+
+
+def merged(first: Interactions, second: Interactions) -> Interactions:
+    """Both parts' rows, a user's in time order."""
+    columns = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)])
+        for name in ("user_N", "item_N", "rating_N", "order_N")
+    }
+    return Interactions(**columns).select(np.lexsort((columns["order_N"], columns["user_N"])))
+
+
+def known_disliked(config: RunConfig, splits: Splits, part: Part) -> Interactions | None:
+    """The disliked rows for listwise prompts at evaluation: rated training rows below the threshold."""
+    if config.disliked_below is None or config.prompts.disliked_items == 0:
+        return None
+    rows = known_rows(splits.rating, "valid")
+    return rows.select(rows.rating_N < config.disliked_below)
+
+
+def asked_rating_rows(config: RunConfig, rows: Interactions, num_users: int) -> Interactions:
+    """The rating task's rows that the LLM is asked: of all users or of a seeded sample of users."""
+    if config.rank.rating_users is None:
+        return rows
+    chosen = np.random.default_rng([config.seed, 11]).permutation(num_users)[: config.rank.rating_users]
+    return rows.select(np.isin(rows.user_N, chosen))
+
+
+def rating_labels(tables: Tables) -> list[float]:
+    """The whole-number scale of the data set, such as 1 to 5."""
+    ratings = np.unique(tables.interactions["rating"].to_numpy())
+    if not np.all(ratings == np.round(ratings)) or len(ratings) > 20:
+        raise UserError(
+            "rank.rating_rule = expected: the ratings of the data set are no short whole-number scale: "
+            "set rank.rating_rule to integer."
+        )
+    return [float(value) for value in range(int(ratings.min()), int(ratings.max()) + 1)]
+
+
+def label_ids(renderer: Renderer, labels: Iterable[float]) -> tuple[int, ...]:
+    """The one token of each label as it stands on the answer's line. Raises UserError for a longer one."""
+    ids = []
+    for label in labels:
+        text = rating_text(label)
+        tokens = renderer.answer_ids(text)
+        if len(tokens) != 1:
+            raise UserError(
+                f"rank.rating_rule = expected: the tokenizer writes the rating {text} as {len(tokens)} tokens, "
+                "the expectation needs one: set rank.rating_rule to integer."
+            )
+        ids.append(tokens[0])
+    return tuple(ids)
+
+
+def listwise_request(
+    config: RunConfig, renderer: Renderer, sample: Sample, first_only: bool, **meta: object
+) -> Request:
+    """Ask for the whole ranking, or for the first title alone."""
+    return Request(
+        prompt_ids=tuple(renderer.render_prompt(sample.prompt)),
+        max_tokens=config.rank.max_answer_tokens,
+        stop=("\n",) if first_only else (),
+        meta={**meta, "candidates": sample.meta["items"]},
+    )
+
+
+def rating_request(renderer: Renderer, sample: Sample, score_ids: tuple[int, ...], **meta: object) -> Request:
+    """Ask for the rating tokens' probabilities, or for the rating as text when there are no ids."""
+    return Request(
+        prompt_ids=tuple(renderer.render_prompt(sample.prompt)),
+        max_tokens=1 if score_ids else 8,
+        score_ids=score_ids,
+        meta={**meta, "item": sample.meta["items"][0]},
+    )

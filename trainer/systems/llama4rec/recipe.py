@@ -1,0 +1,127 @@
+"""The stages of Llama4Rec, in order (Figure 1 of the paper)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recloom.trainer.config import RunConfig
+from recloom.trainer.report.html import write_report
+from recloom.trainer.stages import Run, Stage, content_of
+from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, prepare, rank, tune
+
+ASKING = ("bulk", "prompts", "seed")
+
+
+def stages(config: RunConfig) -> list[Stage]:
+    """The recipe for a config: the IFT baseline is tuned by itself unless the model is shared."""
+    made = [
+        Stage(
+            "prepare",
+            "read the data set, split it",
+            "process",
+            needs=(),
+            settings=("data", "positive_rating"),
+            outputs=("data",),
+            run=prepare.run_prepare,
+            inputs=user_files,
+        ),
+        Stage(
+            "backbone",
+            "fit the conventional models, plain and cross-fitted",
+            "process",
+            needs=("prepare",),
+            settings=("backbones", "instructions.holdback", "seed"),
+            outputs=("backbones/base", "backbones/inner"),
+            run=backbones.run_backbones,
+        ),
+        Stage(
+            "instructions",
+            "write the instruction shards",
+            "process",
+            needs=("backbone",),
+            settings=("prompts", "instructions", "model.path", "training.ift", "disliked_below", "seed"),
+            outputs=("instructions",),
+            run=instructions.run_instructions,
+        ),
+    ]
+    made += [tune_stage(name) for name in tune.tuned_models(config)]
+    tuned = tuple(stage.name for stage in made if stage.where == "ranks")
+    return made + [
+        Stage(
+            "augment",
+            "let the LLM make training data for the conventional models",
+            "vllm",
+            needs=("backbone", tune.stage_name("llama4rec")),
+            settings=("augment", *ASKING),
+            outputs=("augment", "bulk/augment"),
+            run=augment.run_augment,
+            passes=augment.passes,
+        ),
+        Stage(
+            "backbone_again",
+            "fit the conventional models on the augmented data",
+            "process",
+            needs=("backbone", "augment"),
+            settings=("backbones", "seed"),
+            outputs=("backbones/augmented",),
+            run=backbones.run_backbones_again,
+        ),
+        Stage(
+            "rank",
+            "let the LLM re-rank candidates and predict ratings",
+            "vllm",
+            needs=("backbone", "backbone_again", *tuned),
+            settings=("rank", "disliked_below", *ASKING),
+            outputs=tuple(f"bulk/rank_{name}" for name in tune.tuned_models(config)),
+            run=rank.run_rank,
+            passes=rank.passes,
+        ),
+        Stage(
+            "aggregate",
+            "combine LLM and conventional models",
+            "process",
+            needs=("rank",),
+            settings=("evaluate", "rank", "seed"),
+            outputs=("results.jsonl", "per_user.parquet", "aggregate.json"),
+            run=aggregate.run_aggregate,
+        ),
+        Stage(
+            "report",
+            "write the report",
+            "process",
+            needs=("aggregate",),
+            settings=(),
+            outputs=("report",),
+            run=report,
+        ),
+    ]
+
+
+def tune_stage(name: str) -> Stage:
+    """Full-parameter tuning of one model on all ranks."""
+    return Stage(
+        tune.stage_name(name),
+        f"tune all parameters of the LLM ({name})",
+        "ranks",
+        needs=("instructions",),
+        settings=("model", "training", "parallel.zero_stage", "seed"),
+        outputs=(f"tune/{name}",),
+        run=lambda run: tune.run_tune(run, name),
+    )
+
+
+def report(run: Run) -> None:
+    write_report(run.folder)
+
+
+def user_files(run: Run) -> Any:
+    """Checksums of the files that the data block names."""
+    return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
+
+
+def named_paths(value: Any) -> list[Path]:
+    if isinstance(value, dict):
+        own = [Path(value["path"]).expanduser()] if isinstance(value.get("path"), str) else []
+        return own + [path for inner in value.values() for path in named_paths(inner)]
+    return []
