@@ -180,7 +180,7 @@ class Engine:
     def answer(self, requests: list[Request], progress: Callable[[int], None]) -> dict[str, Answer]:
         """Answers by key, greedy; `progress` is called after every step with the number so far.
 
-        The prefix cache starts empty: what it held would shift the last bits of the result, and a
+        The prefix cache starts empty: what it held could shift the last bits of the result, and a
         pass that was interrupted must end with the answers of one that was not.
         """
         self.engine.reset_prefix_cache()
@@ -223,15 +223,15 @@ def sampling(request: Request) -> Any:
 def make_answer(request: Request, output: Any) -> Answer:
     """From vLLM's completion; anything but a normal end is an error, its partial text is kept."""
     reason = str(output.finish_reason)
-    scores = tuple(output.logprobs[0][token].logprob for token in request.score_ids)
+    whole = reason in ENDS
     return Answer(
         key=request.key,
         text=output.text,
         token_ids=tuple(output.token_ids),
-        logprob=output.cumulative_logprob,
-        scores=scores,
+        logprob=output.cumulative_logprob or 0.0,
+        scores=tuple(output.logprobs[0][token].logprob for token in request.score_ids) if whole else (),
         finish_reason=reason,
-        error=None if reason in ENDS else f"the engine ended the request with '{reason}'",
+        error=None if whole else f"the engine ended the request with '{reason}'",
         meta=request.meta,
     )
 

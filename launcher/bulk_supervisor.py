@@ -153,6 +153,8 @@ def watch(
         except (EOFError, OSError):
             return End(error or exit_reason(worker.wait()), hopeless=bool(error) and limit == STARTUP_SECONDS)
         if "answered" in message:
+            if limit == STARTUP_SECONDS:
+                bar.unpause()  # the time of loading would spoil the ETA
             limit, bar.n = stall_seconds, done + message["answered"]
             bar.refresh()
         error = message.get("error", error)

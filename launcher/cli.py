@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: the same command continues.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -119,10 +123,11 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def report_command(folder: Path) -> int:
     from recloom.trainer.report.html import write_report
-    from recloom.trainer.report.tables import read_results, results_table
+    from recloom.trainer.report.read import read_results
+    from recloom.trainer.report.tables import results_table
 
     page = write_report(folder)
-    print(results_table(read_results(folder)))
+    print(results_table(read_results(folder / "results.jsonl")))
     print(f"report: {page}")
     return 0
 

@@ -28,6 +28,8 @@ def local_ranks(config: RunConfig) -> int:
 def deepspeed_command(ranks: int, arguments: list[str]) -> list[str]:
     """`deepspeed` on this machine. A free port is chosen, so that two trainings can run side by side."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    # Its own messages go to standard output between ours: only its errors are wanted.
+    launcher += ["--log_level", "error"]
     return [*launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), str(TRAIN), *arguments]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,22 +44,40 @@ def run_recipe(config: RunConfig, only: str | None = None, start: str | None = N
         run = Run(config, config.folder, cache_dir())
         print_plan(stages, run, only, start)
         return run
-    run = open_run(config)
-    with exclusive(run.folder), logged(run.folder / "log.txt"):
-        digests = stage_digests(stages, run)
-        forced = False
-        for number, stage in enumerate(stages, 1):
-            forced = forced or stage.name == start
-            if only is not None and stage.name != only:
-                continue
-            label = f"[{number}/{len(stages)}] {stage.name}: {stage.title}"
-            if is_fresh(run, stage, digests[stage.name]) and not forced and only is None:
-                print(f"{label} (finished, skipped)", flush=True)
-                continue
-            check_needs(stages, stage, run, digests)
-            print(label, flush=True)
-            work_stage(run, stage, digests[stage.name], fresh_start=forced or only is not None)
+    with unused_folder_removed(config.folder):
+        run = open_run(config)
+        with exclusive(run.folder), logged(run.folder / "log.txt"):
+            walk(run, stages, only, start)
     return run
+
+
+def walk(run: Run, stages: Sequence[Stage], only: str | None, start: str | None) -> None:
+    """The stages in order; see `run_recipe`."""
+    digests = stage_digests(stages, run)
+    forced = False
+    for number, stage in enumerate(stages, 1):
+        forced = forced or stage.name == start
+        if only is not None and stage.name != only:
+            continue
+        label = f"[{number}/{len(stages)}] {stage.name}: {stage.title}"
+        if is_fresh(run, stage, digests[stage.name]) and not forced and only is None:
+            print(f"{label} (finished, skipped)", flush=True)
+            continue
+        check_needs(stages, stage, run, digests)
+        print(label, flush=True)
+        work_stage(run, stage, digests[stage.name], fresh_start=forced or only is not None)
+
+
+@contextlib.contextmanager
+def unused_folder_removed(folder: Path) -> Iterator[None]:
+    """Bad input must leave nothing behind: a folder made here goes if no stage was finished in it."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except UserError:
+        if is_new and not any(folder.glob("stages/*.json")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def work_stage(run: Run, stage: Stage, stage_digest: str, fresh_start: bool = False) -> None:

@@ -42,8 +42,8 @@ class ModelBlock(Block):
         default="bfloat16", description="Number format of weights in training."
     )
     attention: Literal["packed", "sdpa"] = Field(
-        "packed",
-        description="Attention of packed rows: one causal call a sample, or one call under a dense block mask.",
+        default="packed",
+        description="Attention of packed rows: a causal call a sample, or one call under a dense block mask.",
     )
 
 
@@ -98,7 +98,7 @@ class InstructionsBlock(Block):
 
 class TrainingBlock(Block):
     ift: Literal["separate", "shared"] = Field(
-        "separate",
+        default="separate",
         description="The IFT baseline: a model of its own tuned on plain prompts (the paper), or the one "
         "model tuned on plain and augmented prompts in equal parts and asked with plain ones.",
     )
@@ -155,7 +155,7 @@ class AugmentBlock(Block):
 class RankBlock(Block):
     top_k: int = Field(default=10, ge=2, description="k': the backbone's candidates that the LLM re-ranks.")
     reachable_only: bool = Field(
-        False,
+        default=False,
         description="Ask the LLM only for users whose target is among the k' candidates: every other user "
         "scores 0 under any order, so the metrics are the same over all users at a fraction of the cost.",
     )
@@ -163,15 +163,16 @@ class RankBlock(Block):
         default=None, ge=1, description="Users of the rating task asked, a seeded sample."
     )
     rating_rule: Literal["expected", "integer"] = Field(
-        "expected", description="Expectation over the rating tokens, or the likeliest rating (the paper)."
+        default="expected",
+        description="Expectation over the rating tokens, or the likeliest rating (the paper).",
     )
     max_answer_tokens: int = Field(default=256, ge=1, description="Longest listwise answer.")
 
 
 class EvaluateBlock(Block):
-    ks: tuple[Cutoff, ...] = Field((3, 5), min_length=1)
-    alpha_1: tuple[Share, ...] = Field((0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
-    alpha_2: tuple[Share, ...] = Field((0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
+    ks: tuple[Cutoff, ...] = Field(default=(3, 5), min_length=1)
+    alpha_1: tuple[Share, ...] = Field(default=(0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
+    alpha_2: tuple[Share, ...] = Field(default=(0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
     utility_c: float = Field(default=1.0, gt=0, description="C of section 4.4.2.")
 
 
@@ -233,7 +234,7 @@ def source_schema(raw: Any) -> Any:
     names = source_names()
     name = raw.get("source") if isinstance(raw, dict) else None
     base = source_module(name).Settings if name in names else OpenBlock
-    return create_model("DataBlock", __base__=base, source=(Literal[tuple(names)], ...))
+    return narrowed("DataBlock", base, source=names)
 
 
 def backbones_schema(raw: Any) -> Any:
@@ -246,5 +247,11 @@ def backbones_schema(raw: Any) -> Any:
         names = backbone_names(task)
         name = given.get("model") if isinstance(given, dict) else None
         base = backbone_module(name).Settings if name in names else OpenBlock
-        fields[task] = (create_model(f"{task}", __base__=base, model=(Literal[tuple(names)], ...)), ...)
+        fields[task] = (narrowed(task, base, model=names), ...)
     return create_model("BackbonesBlock", __base__=BackbonesBlock, **fields)
+
+
+def narrowed(name: str, base: Any, **choices: list[str]) -> Any:
+    """`base` with a required field for each choice that takes one of the given words."""
+    fields: dict[str, Any] = {field: (Literal[tuple(words)], ...) for field, words in choices.items()}
+    return create_model(name, __base__=base, **fields)

@@ -22,11 +22,17 @@ def sentences(raw: dict[str, Any], schema: type[RunConfig], error: ValidationErr
     beside wrong fields too, as far as they do not touch one.
     """
     problems = error.errors()
-    alone = [problem for problem in problems if problem["loc"]]
+    alone = [problem for problem in problems if problem["loc"] and not has_inner(problem, problems)]
     found = [sentence(problem, schema) for problem in alone]
-    if len(alone) == len(problems):
+    if problems[-1]["loc"]:
         return found + [f"{text}." for text in rules_beside(raw, schema, alone)]
     return found + [f"{text}." for text in str(problems[-1]["ctx"]["error"]).split("\n")]
+
+
+def has_inner(problem: Any, problems: Sequence[Any]) -> bool:
+    """True for a list that is too short only because of a wrong value in it, which has its own sentence."""
+    loc = problem["loc"]
+    return any(other["loc"][: len(loc)] == loc and other["loc"] != loc for other in problems)
 
 
 def sentence(problem: Any, schema: type[BaseModel]) -> str:
@@ -94,7 +100,8 @@ def rules_beside(raw: dict[str, Any], schema: type[RunConfig], problems: list[An
     for name, field in schema.model_fields.items():
         try:
             given = without(raw[name], name, wrong) if name in raw else field.get_default()
-            values[name] = TypeAdapter(field.annotation).validate_python(given)
+            annotation: Any = field.annotation
+            values[name] = TypeAdapter(annotation).validate_python(given)
         except ValidationError:
             wrong.add(name)
     return broken_rules(schema.model_construct(**values), wrong)

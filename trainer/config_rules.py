@@ -87,7 +87,7 @@ def offload_divides(config: RunConfig) -> str | None:
     """DeepSpeed offloads what ZeRO divides; at stage 0 it would run a CPU optimizer on GPU weights."""
     if not config.parallel.offload_optimizer or config.parallel.zero_stage > 0:
         return None
-    return "parallel.offload_optimizer = True: needs ZeRO, but parallel.zero_stage = 0, set zero_stage to 1, 2 or 3"
+    return "parallel.offload_optimizer = True: needs ZeRO, but parallel.zero_stage = 0, set it to 1, 2 or 3"
 
 
 def liked_above_disliked(config: RunConfig) -> str | None:

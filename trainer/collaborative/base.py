@@ -33,7 +33,9 @@ class BackboneSettings(BaseModel):
     weight_decay: NonNegativeFloat = Field(default=0.0, description="weight of the L2 penalty")
     batch_size: PositiveInt = Field(default=2048, description="training examples a step")
     max_epochs: PositiveInt = 200
-    patience: PositiveInt = Field(default=20, description="epochs without a better validation value before the end")
+    patience: PositiveInt = Field(
+        default=20, description="epochs without a better validation value before the end"
+    )
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two validations")
 
 

@@ -117,6 +117,11 @@ def train_epoch(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    if not losses:
+        raise UserError(
+            f"{backbone.settings.model}: the training data give no example to learn from: "
+            "use users with more interactions."
+        )
     if not np.isfinite(losses).all():
         raise diverged(backbone)
     return float(np.mean(losses))

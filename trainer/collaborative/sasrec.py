@@ -5,9 +5,11 @@ Shapes: B sequences, L length, D embedding width, I items, M targets that are no
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Batch, Sizes, Task
@@ -27,6 +29,15 @@ class Settings(BackboneSettings):
     blocks: int = Field(default=2, gt=0)
     heads: int = Field(default=1, gt=0)
     dropout: float = Field(default=0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def heads_divide(self) -> Self:
+        if self.embedding % self.heads:
+            raise ValueError(
+                f"embedding is {self.embedding}, heads is {self.heads}: heads must divide embedding, "
+                "change one of them."
+            )
+        return self
 
 
 class Block(nn.Module):

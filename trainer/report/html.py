@@ -13,13 +13,14 @@ from markupsafe import Markup
 from recloom.data_shards.artifacts import atomic_write_text
 from recloom.data_shards.cards import PAPER_TABLE, difference, number
 from recloom.trainer.report.plots import activity_plot, loss_plot
-from recloom.trainer.report.read import Row, RunRecord, read_run
+from recloom.trainer.report.read import RunRecord, read_run
 from recloom.trainer.report.results import (
     BASELINE,
     INVALID,
     LOWER_IS_BETTER,
     TASKS,
     Group,
+    Row,
     Value,
     group_results,
     place,
@@ -43,10 +44,10 @@ TASK_NAMES = {
 MEANINGS = {
     "Base": "the conventional model (the backbone) alone",
     "Base+DA": "the backbone fitted again on data that the LLM made (data augmentation)",
-    "IFT": "instruction fine-tuning: an LLM tuned on plain prompts re-ranks the backbone's candidates, "
-    "or predicts the rating",
-    "Llama4Rec": "the backbone with augmented data and an LLM with augmented prompts, combined for each user "
-    "by adaptive aggregation",
+    "IFT": "instruction fine-tuning: the tuned LLM, asked with plain prompts, re-ranks the backbone's "
+    "candidates or predicts the rating",
+    "Llama4Rec": "the backbone with augmented data and the tuned LLM with augmented prompts, combined for "
+    "each user by adaptive aggregation",
 }
 RESULT_OF = {"AE": "MAE"}  # the mean of a per-user value, as results.jsonl calls it
 
@@ -125,6 +126,7 @@ def render(record: RunRecord) -> str:
         meanings={m: MEANINGS[m] for group in groups for m in group.methods if m in MEANINGS},
         seeds=sorted({seed for group in groups for seed in group.seeds}),
         invalid=invalid_rows(record.rows, groups),
+        reachable_only=record.config.get("rank", {}).get("reachable_only", False),
         trainings=[training(name, rows) for name, rows in record.curves.items()],
         total_seconds=sum(row["seconds"] for row in record.stages),
         environment_rows=flat(record.environment),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -65,7 +64,7 @@ def activity_plot(task: str, metric: str, bins: Sequence[Bin]) -> Markup:
             axes.errorbar(
                 at_B + shift,
                 [part.means[method] for part in bins],
-                yerr=[0.0 if math.isnan(part.errors[method]) else part.errors[method] for part in bins],
+                yerr=[part.errors[method] for part in bins],
                 color=colour,
                 marker=marker,
                 linestyle=dash,
@@ -92,9 +91,11 @@ def loss_plot(name: str, rows: Sequence[dict[str, Any]]) -> Markup:
         if len(training):
             step_S, loss_S = training.T
             window = max(1, len(loss_S) // SMOOTHED)
-            axes.plot(step_S, loss_S, color=BLUE, alpha=0.35, linewidth=0.9, label="training, a step")
-            if window > 1:
+            if window == 1:
+                axes.plot(step_S, loss_S, color=BLUE, marker=".", label="training, a step")
+            else:
                 mean_S = np.convolve(loss_S, np.ones(window) / window, mode="valid")
+                axes.plot(step_S, loss_S, color=BLUE, alpha=0.35, linewidth=0.9, label="training, a step")
                 axes.plot(step_S[window - 1 :], mean_S, color=BLUE, label=f"training, mean of {window} steps")
         if len(validation):
             axes.plot(*validation.T, color=RED, marker="o", linestyle="--", label="validation")

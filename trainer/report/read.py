@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from recloom.data_shards.errors import UserError
+from recloom.trainer.report.results import Row
 
-Row = dict[str, Any]
 RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "dataset": str,
     "task": str,

@@ -19,6 +19,7 @@ BASELINE = "Base"
 CEILING = "Ceiling"
 INVALID = "invalid_rate"
 LOWER_IS_BETTER = ("RMSE", "MAE", "AE")
+DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Value:
     std: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f}" if math.isnan(self.std) else f"{self.mean:.4f} ± {self.std:.4f}"
+        mean = f"{self.mean:.{DECIMALS}f}"
+        return mean if math.isnan(self.std) else f"{mean} ± {self.std:.{DECIMALS}f}"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ class Group:
         return f"{self.task}, {self.backbone}" if self.backbone else self.task
 
     def is_best(self, method: str, metric: str) -> bool:
-        """True for the best mean of a column that at least two methods share; ties are all best."""
-        column = [value.mean for (_, name), value in self.values.items() if name == metric]
+        """True for the best mean of a column that at least two methods share; equal as shown, all best."""
+        column = [round(value.mean, DECIMALS) for (_, name), value in self.values.items() if name == metric]
         own = self.values.get((method, metric))
         if own is None or len(column) < 2:
             return False
-        return own.mean == (min(column) if metric in LOWER_IS_BETTER else max(column))
+        return round(own.mean, DECIMALS) == (min(column) if metric in LOWER_IS_BETTER else max(column))
 
 
 def group_results(rows: Sequence[Row]) -> list[Group]:

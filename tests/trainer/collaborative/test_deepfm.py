@@ -42,7 +42,7 @@ def side_fields(table: torch.Tensor, first: int, features: FeatureTable, row: in
             int(i) for i, f in zip(features.index_ES[row], features.field_S, strict=True) if f == field and i
         ]
         start = first + len(features.index_ES) - 1
-        found.append(sum(table[start + index] for index in bag) / len(bag))
+        found.append(torch.stack([table[start + index] for index in bag]).mean(0))
     return found
 
 
@@ -58,7 +58,7 @@ def test_prediction_by_explicit_loops(backbone: deepfm.DeepFM, rating: RatingDat
             vectors[name] += side_fields(table, first_item, rating.item_features, int(items_N[row]))
         factors = vectors["factors"]
         assert len(factors) == 4
-        want = backbone.bias + sum(vectors["linear"])[0] + backbone.deep(torch.cat(factors))[0]
+        want = backbone.bias + torch.stack(vectors["linear"]).sum() + backbone.deep(torch.cat(factors))[0]
         for f in range(4):
             for g in range(f + 1, 4):
                 want = want + factors[f] @ factors[g]

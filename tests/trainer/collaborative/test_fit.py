@@ -76,7 +76,7 @@ def test_stops_after_patience_and_restores_the_best(topk: TopKData, monkeypatch:
     assert calls == [(1, 40, 0.1), (2, 40, 0.3), (3, 40, 0.2), (4, 40, 0.3), (5, 40, 0.1)]
     script = iter([0.0, 1.0])
     second, _ = fit(module, topk, module.Settings(**{**SMALL, "max_epochs": 2}), 0, False)
-    assert torch.equal(stopped.users.weight, second.users.weight)
+    assert torch.equal(stopped.state_dict()["users.weight"], second.state_dict()["users.weight"])
 
 
 def test_evaluates_every_few_epochs_and_at_the_end(topk: TopKData) -> None:
@@ -121,6 +121,13 @@ def test_nothing_to_validate_on(topk: TopKData, rating: RatingData) -> None:
     bare = replace(rating, valid=rating.valid.select(np.zeros(len(rating.valid), dtype=bool)))
     with pytest.raises(UserError, match="deepfm: no user has a validation item"):
         fit(backbone_module("deepfm"), bare, backbone_module("deepfm").Settings(), 0, False)
+
+
+def test_sequences_of_one_item_teach_no_order(topk: TopKData) -> None:
+    short = replace(topk, sequences=[items[:1] for items in topk.sequences])
+    module = backbone_module("sasrec")
+    with pytest.raises(UserError, match="sasrec: the training data give no example"):
+        fit(module, short, module.Settings(), 0, False)
 
 
 def test_divergence_is_an_error(rating: RatingData) -> None:

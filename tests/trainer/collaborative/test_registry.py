@@ -82,6 +82,8 @@ def test_settings_are_strict() -> None:
     for bad in ({"layer": 2}, {"layers": 0}, {"learning_rate": -1.0}, {"patience": 0}):
         with pytest.raises(ValidationError):
             settings(**bad)
+    with pytest.raises(ValidationError, match="embedding is 64, heads is 3"):
+        registry.backbone_module("sasrec").Settings(heads=3)
 
 
 def test_a_new_backbone_is_one_new_file(
@@ -97,7 +99,7 @@ def test_a_new_backbone_is_one_new_file(
     assert len(result.curve) == 2
     registry.save_backbone(backbone, module.Settings(), tmp_path / "saved")
     loaded = registry.load_backbone(tmp_path / "saved")
-    assert torch.equal(loaded.items, backbone.items)
+    assert torch.equal(loaded.state_dict()["items"], backbone.state_dict()["items"])
     sys.modules.pop(module.__name__)
 
 
