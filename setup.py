@@ -19,9 +19,7 @@ def nested(folder: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in parents)
 
 
-PACKAGE_DIR = {
-    "recloom." + folder.replace("/", "."): folder for top in FOLDERS for folder in nested(top)
-}
+PACKAGE_DIR = {"recloom." + folder.replace("/", "."): folder for top in FOLDERS for folder in nested(top)}
 
 TORCH = "torch==2.13.0"
 

@@ -13,11 +13,16 @@ from recloom.launcher.overrides import HELP, split_overrides
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="recloom", description="Training LLM recommenders on clusters.", epilog=HELP)
+    made = argparse.ArgumentParser(
+        prog="recloom", description="Training LLM recommenders on clusters.", epilog=HELP
+    )
     commands = made.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser(
-        "run", help="the whole recipe of a config; finished stages are skipped", epilog=HELP, allow_abbrev=False
+        "run",
+        help="the whole recipe of a config; finished stages are skipped",
+        epilog=HELP,
+        allow_abbrev=False,
     )
     run.add_argument("config", type=Path, help="a YAML of configs/")
     run.add_argument("--only", metavar="STAGE", help="this stage alone")

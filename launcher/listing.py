@@ -19,7 +19,9 @@ def format_runs(folder: Path) -> str:
     if not rows:
         return f"{folder}: no runs yet; start one with `recloom run configs/llama4rec_quickstart.yaml`."
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+    )
 
 
 def describe_run(folder: Path) -> tuple[str, str, str, str]:

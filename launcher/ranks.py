@@ -15,7 +15,15 @@ from recloom.trainer.config import RunConfig
 from recloom.trainer.stages import Run
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CROSS_RANK",
+)
 
 
 def local_ranks(config: RunConfig) -> int:

@@ -30,7 +30,9 @@ def open_run(config: RunConfig) -> Run:
     return Run(config, folder, cache_dir())
 
 
-def run_recipe(config: RunConfig, only: str | None = None, start: str | None = None, dry_run: bool = False) -> Run:
+def run_recipe(
+    config: RunConfig, only: str | None = None, start: str | None = None, dry_run: bool = False
+) -> Run:
     """Walk the stages of a config.
 
     Args:
@@ -152,7 +154,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"run_dir = '{folder}': another run writes there: wait for it or name another.") from None
+            raise UserError(
+                f"run_dir = '{folder}': another run writes there: wait for it or name another."
+            ) from None
         yield
 
 
@@ -161,7 +165,7 @@ def logged(path: Path) -> Iterator[None]:
     """Copy what is printed to the run's log."""
     with open(path, "a") as file:
         original = sys.stdout
-        sys.stdout = Tee(original, file)  # type: ignore[assignment]
+        sys.stdout = Tee(original, file)
         try:
             yield
         finally:
@@ -188,5 +192,3 @@ class Tee:
 
     def fileno(self) -> int:
         return self.console.fileno()
-
-

@@ -21,7 +21,6 @@ from recloom.data_shards.artifacts import atomic_write_text, cache_dir
 from recloom.data_shards.errors import UserError
 from recloom.launcher.overrides import HELP, split_overrides
 from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
-from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import read_config
 from recloom.trainer.stages import Run, Stage, finish, is_fresh, prepare_outputs, stage_digests
 from recloom.trainer.systems.registry import recipe
@@ -35,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
         description="Train on all ranks; start with the `deepspeed` command.", epilog=HELP, allow_abbrev=False
     )
     made.add_argument("--config", type=Path, required=True, help="a YAML of configs/")
-    made.add_argument("--stage", help="one training stage only, its inputs being there (used by `recloom run`)")
+    made.add_argument(
+        "--stage", help="one training stage only, its inputs being there (used by `recloom run`)"
+    )
     made.add_argument("--local_rank", type=int, help="set by the launcher")
     return made
 

@@ -15,8 +15,12 @@ LAYERS = {"data_shards": 0, "kernels": 0, "trainer": 1, "launcher": 2, "tools": 
 
 @pytest.mark.parametrize("package", ["transformers", "deepspeed", "vllm"])
 def test_engines_import_with_the_repository_root_on_the_path(repo_root: Path, package: str) -> None:
-    code = f"import sys; sys.path.insert(0, {str(repo_root)!r}); import {package}; print({package}.__version__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, timeout=300)
+    code = (
+        f"import sys; sys.path.insert(0, {str(repo_root)!r}); import {package}; print({package}.__version__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -27,8 +27,12 @@ def describe(path: Path, index: int, verify: bool) -> str:
         return describe_sample(path, index)
     if path.suffix == ".jsonl" and path.is_file():
         lines = path.read_text().splitlines()
-        return f"record {index} of {len(lines)}\n{as_text(json.loads(lines[checked(index, len(lines), path)]))}"
-    raise UserError(f"{path}: nothing to inspect there: name a folder of shards, a bulk pass, or a .jsonl file.")
+        return (
+            f"record {index} of {len(lines)}\n{as_text(json.loads(lines[checked(index, len(lines), path)]))}"
+        )
+    raise UserError(
+        f"{path}: nothing to inspect there: name a folder of shards, a bulk pass, or a .jsonl file."
+    )
 
 
 def checked(index: int, count: int, path: Path) -> int:
@@ -43,7 +47,9 @@ def describe_sample(folder: Path, index: int) -> str:
     record = reader.record(checked(index, len(reader), folder))
     ids = reader.ids(index)
     num_prompt = record["num_prompt"]
-    spans = [f"  tokens {start}-{end}: {kind} {number}" for start, end, kind, number in record["entity_spans"]]
+    spans = [
+        f"  tokens {start}-{end}: {kind} {number}" for start, end, kind, number in record["entity_spans"]
+    ]
     slots = [f"  token {position}: {kind} {number}" for position, kind, number in record["slots"]]
     return "\n".join(
         [

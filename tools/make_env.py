@@ -31,8 +31,7 @@ def stub_wheel(name: str, version: str, folder: Path) -> Path:
     files = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         "Summary: empty stand-in, RecLoom's CPU environment needs no media library\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: recloom\n"
-        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: recloom\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     rows = []
     for path, text in files.items():

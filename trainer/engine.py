@@ -148,7 +148,9 @@ class Engine:
             fsync_path(path)
         dist.barrier()
         if dist.get_rank() == 0:
-            atomic_write_json(folder / LATEST, {"tag": tag, "step": step, "world_size": dist.get_world_size()})
+            atomic_write_json(
+                folder / LATEST, {"tag": tag, "step": step, "world_size": dist.get_world_size()}
+            )
             drop_old(folder, keep)
         dist.barrier()
 
@@ -165,7 +167,9 @@ class Engine:
             )
         path, state = self.engine.load_checkpoint(str(folder), tag=told["tag"])
         if path is None:
-            raise UserError(f"{folder / told['tag']}: the checkpoint can't be loaded: delete {folder}, start anew.")
+            raise UserError(
+                f"{folder / told['tag']}: the checkpoint can't be loaded: delete {folder}, start anew."
+            )
         return dict(state)
 
     def export(self, folder: Path, tokenizer: Any) -> None:

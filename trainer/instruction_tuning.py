@@ -43,7 +43,9 @@ def tune(config: RunConfig, label: str, model_path: str, corpus: Path, out: Path
         config.training.gradient_checkpointing,
     )
     stream = make_stream(config, source, rank, world_size)
-    loop = Loop(engine, stream, config.training, config.model.attention, callbacks(config, label, corpus, out))
+    loop = Loop(
+        engine, stream, config.training, config.model.attention, callbacks(config, label, corpus, out)
+    )
     state = engine.load(out / "checkpoints")
     if state is not None:
         loop.load_state(state)
@@ -62,7 +64,9 @@ def open_shards(folder: Path, tokenizer: str, context: int) -> ShardReader:
     """A reader of complete shards. Raises UserError for another tokenizer's or for too long samples."""
     reader = ShardReader(folder)
     if reader.manifest["tokenizer"] != tokenizer:
-        raise UserError(f"{folder}: made with another tokenizer than model.path's: delete the folder, run again.")
+        raise UserError(
+            f"{folder}: made with another tokenizer than model.path's: delete the folder, run again."
+        )
     longest = int(reader.lengths_N.max())
     if longest > context:
         raise UserError(

@@ -15,7 +15,9 @@ from recloom.data_shards.stream import IGNORE, PackedRow
 from recloom.trainer.packed_attention import PACKED
 
 
-def model_inputs(row: PackedRow, keep_A: torch.Tensor, attention: str, device: torch.device) -> dict[str, Any]:
+def model_inputs(
+    row: PackedRow, keep_A: torch.Tensor, attention: str, device: torch.device
+) -> dict[str, Any]:
     """What the model's forward takes for one row; logits are asked for at `keep_A` only."""
     inputs: dict[str, Any] = {
         "input_ids": row.ids_T[None].to(device),

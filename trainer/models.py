@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def resolve_model(name: str, cache: Path) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"model.path = '{name}': the folder holds no config.json: name a Hugging Face model folder.")
+            raise UserError(
+                f"model.path = '{name}': the folder holds no config.json: name a Hugging Face model folder."
+            )
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(

@@ -142,7 +142,9 @@ def finish(run: Run, stage: Stage, stage_digest: str, started: float) -> None:
     missing = [name for name in stage.outputs if not run.path(name).exists()]
     if missing:
         raise UserError(f"stage {stage.name}: it ended without writing {missing[0]}: run it again.")
-    outputs = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files.items()}
+    outputs = {
+        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files.items()
+    }
     atomic_write_json(
         marker_path(run, stage.name),
         {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recloom.data_shards.samples import Literal, Sample
-from recloom.data_shards.textualize.templates import (
+from recloom.data_shards.textualize.template import (
     Family,
     Template,
     TextOptions,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from recloom.data_shards.samples import Entity, Literal, Sample, Segment
-from recloom.data_shards.textualize.templates import (
+from recloom.data_shards.textualize.template import (
     Family,
     Template,
     TextOptions,

@@ -21,7 +21,7 @@ from recloom.data_shards.packing import (
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.textualize import listwise
 from recloom.data_shards.textualize.listwise import ListwiseContext, listwise_sample, split_by_rating
-from recloom.data_shards.textualize.templates import TextOptions, load_template, one_line_titles
+from recloom.data_shards.textualize.template import TextOptions, load_template, one_line_titles
 
 SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
 

@@ -21,7 +21,7 @@ from recloom.data_shards.samples import (
     merge_literals,
     sample_text,
 )
-from recloom.data_shards.textualize.templates import one_line
+from recloom.data_shards.textualize.template import one_line
 
 ODD_ENDS = [
     "",

@@ -19,7 +19,7 @@ from recloom.data_shards.textualize.listwise import (
     split_by_rating,
 )
 from recloom.data_shards.textualize.rating import RatingContext, rating_sample
-from recloom.data_shards.textualize.templates import (
+from recloom.data_shards.textualize.template import (
     Template,
     TextOptions,
     load_template,

@@ -17,9 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_recipe import small_config, write_config
 
 RECLOOM = str(Path(sys.executable).parent / "recloom")
-STAGES = (
-    "prepare backbone instructions tune augment backbone_again rank aggregate report".split()
-)
+STAGES = ["prepare", "backbone", "instructions", "tune", "augment", "backbone_again", "rank", "aggregate", "report"]
 
 
 def recloom(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -127,7 +125,10 @@ def test_inspect_shows_samples_answers_and_records(finished: tuple[Path, str]) -
     run = folder / "run"
     sample = recloom("inspect", str(run / "instructions/llama4rec/train"), "--index", "3").stdout
     assert "Output:" in sample and "entities:" in sample
-    assert "all bytes as written" in recloom("inspect", str(run / "instructions/llama4rec/train"), "--verify").stdout
+    assert (
+        "all bytes as written"
+        in recloom("inspect", str(run / "instructions/llama4rec/train"), "--verify").stdout
+    )
     assert '"logprob"' in recloom("inspect", str(run / "bulk/augment")).stdout
     assert '"prompt"' in recloom("inspect", str(run / "augment/direct.jsonl")).stdout
     wrong = recloom("inspect", str(run / "augment/direct.jsonl"), "--index", "999")

@@ -147,7 +147,10 @@ def test_mistakes_end_with_code_2_and_one_sentence_each(repo_root: Path, tmp_pat
     config = write_config(tmp_path / "config.yaml", small_config(tmp_path / "run", tmp_path / "nowhere"))
     script = [sys.executable, "launcher/train.py", "--config", str(config)]
     done = subprocess.run(
-        [*script, "--training.epocs", "3", "--training.rows_per_step=-1"], cwd=repo_root, capture_output=True, text=True
+        [*script, "--training.epocs", "3", "--training.rows_per_step=-1"],
+        cwd=repo_root,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 2 and "did you mean 'epochs'?" in done.stderr

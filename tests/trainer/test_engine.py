@@ -33,7 +33,11 @@ def plain_losses(tiny_llama: Path) -> list[list[float]]:
     training = training_block()
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, attn_implementation="eager")
     adam = torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, betas=training.betas, eps=training.eps, weight_decay=0.01
+        model.parameters(),
+        lr=training.learning_rate,
+        betas=training.betas,
+        eps=training.eps,
+        weight_decay=0.01,
     )
     source = FixedSamples()
     stream = PackedStream(source, training.pack_length, training.rows_per_step, 16, 3, 0, 1)
@@ -41,7 +45,9 @@ def plain_losses(tiny_llama: Path) -> list[list[float]]:
     rows, step = [], 0
     for _ in range(training.epochs):
         for batch in stream:
-            loss = sum(sample_loss(model, source, index) for index in batch.sample_ids) / batch.num_answer_tokens
+            loss = (
+                sum(sample_loss(model, source, index) for index in batch.sample_ids) / batch.num_answer_tokens
+            )
             adam.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)

@@ -30,7 +30,9 @@ def main() -> None:
     model = ModelBlock(path=model_path, dtype="float32")
     ds_config = deepspeed_json(model, training, parallel, world_size)
     engine = Engine(model_path, ds_config, model, checkpointing == "yes")
-    stream = PackedStream(FixedSamples(), training.pack_length, training.rows_per_step, 16, 3, rank, world_size)
+    stream = PackedStream(
+        FixedSamples(), training.pack_length, training.rows_per_step, 16, 3, rank, world_size
+    )
     loop = Loop(engine, stream, training, "packed", [])
     rows = []
     for _ in range(training.epochs):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.textualize import listwise, rating
-from recloom.data_shards.textualize.templates import load_template
+from recloom.data_shards.textualize.template import load_template
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_rules import named_paths
 from recloom.trainer.planning.changes import fitting_changes

@@ -17,7 +17,7 @@ from recloom.trainer.systems.llama4rec.aggregate import (
     llm_weight,
     long_tail_coefficient,
 )
-from recloom.trainer.systems.llama4rec.answers import rated_answers, ranked_answers, read_rating
+from recloom.trainer.systems.llama4rec.answers import ranked_answers, rated_answers, read_rating
 from recloom.trainer.systems.llama4rec.questions import CandidateLists
 
 

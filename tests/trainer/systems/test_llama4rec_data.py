@@ -102,11 +102,16 @@ def test_targets_are_held_back_from_what_the_prompt_shows(tables: Tables, tmp_pa
     samples = [s for s in corpus(tmp_path, tables) if s.meta["task"] == "listwise"]
     assert samples
     for sample in samples:
-        user, targets = sample.meta["user"], [i for i in sample.meta["answer"] if (sample.meta["user"], i) in held_pairs]
+        user, targets = (
+            sample.meta["user"],
+            [i for i in sample.meta["answer"] if (sample.meta["user"], i) in held_pairs],
+        )
         assert targets, "the answer begins with held-back items"
         assert sample.meta["answer"][: len(targets)] == targets
         lines = sample_text(sample.prompt).split("\n")
-        history = lines[lines.index("Interaction History:" if "Interaction History:" in lines else "Liked:") + 1 :]
+        history = lines[
+            lines.index("Interaction History:" if "Interaction History:" in lines else "Liked:") + 1 :
+        ]
         for title in history[: next(k for k, line in enumerate(history) if line.endswith(":"))]:
             assert (user, int(title.removeprefix("Film No. "))) in known
 
@@ -116,7 +121,11 @@ def test_rated_items_lead_by_rating_then_recency(tables: Tables, tmp_path: Path)
     value = {(u, i): (r, o) for u, i, r, o in zip(*vars_of(train), strict=True)}
     for sample in corpus(tmp_path, tables):
         if sample.meta["task"] == "listwise":
-            ranked = [value[sample.meta["user"], i] for i in sample.meta["answer"] if (sample.meta["user"], i) in value]
+            ranked = [
+                value[sample.meta["user"], i]
+                for i in sample.meta["answer"]
+                if (sample.meta["user"], i) in value
+            ]
             assert ranked == sorted(ranked, reverse=True)
 
 
@@ -129,7 +138,10 @@ def test_inner_split_loses_only_the_latest_training_rows(tables: Tables) -> None
     inner = inner_split(split, 4)
     for user in range(NUM_USERS):
         full = split.train.item_N[split.train.user_N == user].tolist()
-        assert inner.train.item_N[inner.train.user_N == user].tolist() == full[: len(full) - min(4, len(full) // 2)]
+        assert (
+            inner.train.item_N[inner.train.user_N == user].tolist()
+            == full[: len(full) - min(4, len(full) // 2)]
+        )
     assert inner.valid is split.valid and inner.test is split.test
 
 
@@ -137,7 +149,9 @@ def test_inner_split_loses_only_the_latest_training_rows(tables: Tables) -> None
     ("switch", "heading"),
     [("similar_user", "Similar User"), ("backbone_prediction", "Conventional Model Prediction")],
 )
-def test_each_prompt_augmentation_switches_off(tables: Tables, tmp_path: Path, switch: str, heading: str) -> None:
+def test_each_prompt_augmentation_switches_off(
+    tables: Tables, tmp_path: Path, switch: str, heading: str
+) -> None:
     def shown(samples: list[Sample]) -> int:
         return sum(heading in sample_text(sample.prompt) for sample in samples)
 

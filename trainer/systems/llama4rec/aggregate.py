@@ -23,8 +23,8 @@ from recloom.trainer import metrics
 from recloom.trainer.collaborative.evaluate import predict_ratings
 from recloom.trainer.requests import Answer, read_answers
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.llama4rec.answers import Rated, Ranked, rated_answers, ranked_answers
-from recloom.trainer.systems.llama4rec.backbones import open_backbone
+from recloom.trainer.systems.llama4rec.answers import Ranked, Rated, ranked_answers, rated_answers
+from recloom.trainer.systems.llama4rec.backbones import Kind, open_backbone
 from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.questions import (
     CandidateLists,
@@ -44,7 +44,9 @@ def long_tail_coefficient(num_interactions: np.ndarray) -> np.ndarray:
     return np.log(num_interactions + 1.0)
 
 
-def llm_weight(coefficient: np.ndarray, low: float, high: float, alpha_1: float, alpha_2: float) -> np.ndarray:
+def llm_weight(
+    coefficient: np.ndarray, low: float, high: float, alpha_1: float, alpha_2: float
+) -> np.ndarray:
     """Eq. (7): max((l_max - l_u) / (l_max - l_min), alpha_2) * alpha_1; one value a user.
 
     Where all users are equally active the first term is taken as 0, so that alpha_2 decides.
@@ -68,7 +70,9 @@ def aggregate_rank(order: list[int], candidates: list[int], target: int, alpha: 
         return np.inf
     utility = position_utility(len(candidates), c)
     llm = dict(zip(order, utility, strict=True))
-    total = np.array([alpha * llm[item] + (1 - alpha) * rec for item, rec in zip(candidates, utility, strict=True)])
+    total = np.array(
+        [alpha * llm[item] + (1 - alpha) * rec for item, rec in zip(candidates, utility, strict=True)]
+    )
     return float((total >= total[candidates.index(target)] - 1e-12).sum())
 
 
@@ -97,7 +101,9 @@ def run_aggregate(run: Run) -> None:
     chosen: dict[str, Any] = {}
     for task in run.config.backbones.tasks:
         work = rating_task if task == "rating" else topk_task
-        chosen[task] = work(run, tables, splits, task, [a for a in answers if a.meta["task"] == task], results)
+        chosen[task] = work(
+            run, tables, splits, task, [a for a in answers if a.meta["task"] == task], results
+        )
     atomic_write_text(run.path("results.jsonl"), "".join(json.dumps(row) + "\n" for row in results.rows))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(results.per_user), buffer)
@@ -105,7 +111,7 @@ def run_aggregate(run: Run) -> None:
     atomic_write_json(run.path("aggregate.json"), chosen)
 
 
-def best_alphas(run: Run, values: dict[Alphas, float], largest: bool) -> tuple[Alphas, float]:
+def best_alphas(values: dict[Alphas, float], largest: bool) -> tuple[Alphas, float]:
     """The best cell of the grid; the first one wins a tie, so equal cells keep the LLM's weight small."""
     sign = 1 if largest else -1
     best = max(values, key=lambda alphas: (sign * values[alphas], -alphas[0], -alphas[1]))
@@ -126,30 +132,34 @@ def topk_task(
     """Base, Base+DA, IFT and Llama4Rec of a top-k task."""
     config, k = run.config, max(run.config.evaluate.ks)
     active = activity(splits.topk.train, tables.num_users)
-    lists = {
-        (kind, part): candidate_lists(
-            open_backbone(run, kind, task), splits.topk, tables.num_users, part, config.rank.top_k
-        )
-        for kind, part in (("base", "test"), ("augmented", "valid"), ("augmented", "test"))
-    }
-    valid = ranked_answers(select(answers, "llama4rec", "valid"), lists["augmented", "valid"], tables.titles)
-    test = ranked_answers(select(answers, "llama4rec", "test"), lists["augmented", "test"], tables.titles)
-    ift = ranked_answers(select(answers, "ift", "test"), lists["base", "test"], tables.titles)
+
+    def lists_of(kind: Kind, part: Part) -> CandidateLists:
+        backbone = open_backbone(run, kind, task)
+        return candidate_lists(backbone, splits.topk, tables.num_users, part, config.rank.top_k)
+
+    base, augmented_valid, augmented = (
+        lists_of("base", "test"),
+        lists_of("augmented", "valid"),
+        lists_of("augmented", "test"),
+    )
+    valid = ranked_answers(select(answers, "llama4rec", "valid"), augmented_valid, tables.titles)
+    test = ranked_answers(select(answers, "llama4rec", "test"), augmented, tables.titles)
+    ift = ranked_answers(select(answers, "ift", "test"), base, tables.titles)
     values = {
-        alphas: float(metrics.ndcg(aggregated(run, lists["augmented", "valid"], valid, active, alphas), k).mean())
+        alphas: float(metrics.ndcg(aggregated(run, augmented_valid, valid, active, alphas), k).mean())
         for alphas in grid(run)
     }
-    alphas, value = best_alphas(run, values, largest=True)
+    alphas, value = best_alphas(values, largest=True)
     ranks = {
-        "Base": lists["base", "test"].ranks_B,
-        "IFT": listed(run, lists["base", "test"], ift),
-        "Base+DA": lists["augmented", "test"].ranks_B,
-        "Llama4Rec": aggregated(run, lists["augmented", "test"], test, active, alphas),
+        "Base": base.ranks_B,
+        "IFT": listed(base, ift),
+        "Base+DA": augmented.ranks_B,
+        "Llama4Rec": aggregated(run, augmented, test, active, alphas),
     }
     for method, ranks_B in ranks.items():
-        results.add_topk(task, method, lists["base", "test"].users_B, ranks_B, active.count_U)
-    for method, kind in (("Ceiling", "base"), ("Ceiling+DA", "augmented")):
-        results.add_ceiling(task, method, lists[kind, "test"].reachable_B)
+        results.add_topk(task, method, base.users_B, ranks_B, active.count_U)
+    results.add_ceiling(task, "Ceiling", base.reachable_B)
+    results.add_ceiling(task, "Ceiling+DA", augmented.reachable_B)
     for method, asked in (("IFT", ift), ("Llama4Rec", test)):
         results.add_invalid(task, method, asked.num_bad, asked.num_asked)
     return {
@@ -161,7 +171,9 @@ def topk_task(
     }
 
 
-def aggregated(run: Run, lists: CandidateLists, ranked: Ranked, active: Activity, alphas: Alphas) -> np.ndarray:
+def aggregated(
+    run: Run, lists: CandidateLists, ranked: Ranked, active: Activity, alphas: Alphas
+) -> np.ndarray:
     """Ranks of the targets after adaptive aggregation; inf beyond the candidates."""
     weight_B = active.weight(lists.users_B, alphas)
     c = run.config.evaluate.utility_c
@@ -175,7 +187,7 @@ def aggregated(run: Run, lists: CandidateLists, ranked: Ranked, active: Activity
     )
 
 
-def listed(run: Run, lists: CandidateLists, ranked: Ranked) -> np.ndarray:
+def listed(lists: CandidateLists, ranked: Ranked) -> np.ndarray:
     """Ranks of the targets in the LLM's own order; inf beyond the candidates."""
     pairs = zip(ranked.orders, lists.targets_B.tolist(), strict=True)
     return np.array([order.index(target) + 1 if target in order else np.inf for order, target in pairs])
@@ -189,8 +201,9 @@ def rating_task(
     active = activity(splits.rating.train, tables.num_users)
     labels = rating_labels(tables) if run.config.rank.rating_rule == "expected" else []
     parts: dict[Part, tuple[Interactions, np.ndarray, Rated]] = {}
-    for part, rows in (("valid", splits.rating.valid), ("test", splits.rating.test)):
-        asked = asked_rating_rows(run.config, rows, tables.num_users)
+    both: tuple[Part, Part] = ("valid", "test")
+    for part in both:
+        asked = asked_rating_rows(run.config, getattr(splits.rating, part), tables.num_users)
         base = predict_ratings(backbone, asked.user_N, asked.item_N)
         parts[part] = (asked, base, rated_answers(select(answers, "llama4rec", part), asked, labels, base))
 
@@ -200,7 +213,7 @@ def rating_task(
         return weight * rated.values_N + (1 - weight) * base
 
     values = {a: metrics.rmse(mixed("valid", a), parts["valid"][0].rating_N) for a in grid(run)}
-    alphas, value = best_alphas(run, values, largest=False)
+    alphas, value = best_alphas(values, largest=False)
     rows, base, rated = parts["test"]
     ift = rated_answers(select(answers, "ift", "test"), rows, labels, base)
     for method, predicted in (("Base", base), ("IFT", ift.values_N), ("Llama4Rec", mixed("test", alphas))):

@@ -54,7 +54,9 @@ class Rated:
     num_bad: int
 
 
-def rated_answers(answers: list[Answer], rows: Interactions, labels: list[float], fallback_N: np.ndarray) -> Rated:
+def rated_answers(
+    answers: list[Answer], rows: Interactions, labels: list[float], fallback_N: np.ndarray
+) -> Rated:
     """Ratings in the order of `rows`.
 
     With labels: the expectation under the probabilities of the labels' tokens, renormalised over

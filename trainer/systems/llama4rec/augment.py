@@ -36,7 +36,9 @@ def passes(run: Run) -> list[BulkPass]:
     tables, splits = load_data(run)
     model = run.path("tune/llama4rec/model")
     renderer = Renderer(load_tokenizer(str(model)))
-    requests = [r for task in augmented_tasks(run) for r in task_requests(run, tables, splits, task, renderer)]
+    requests = [
+        r for task in augmented_tasks(run) for r in task_requests(run, tables, splits, task, renderer)
+    ]
     return [BulkPass("augment", model, requests)]
 
 
@@ -57,7 +59,9 @@ def task_requests(run: Run, tables: Tables, splits: Splits, task: str, renderer:
     for user in users[: config.augment.users]:
         free = np.setdiff1d(np.arange(tables.num_items), sequences[user])
         for _ in range(repeats if len(free) >= count else 0):
-            requests.append(question(run, prompter, renderer, task, int(user), rng.choice(free, count, replace=False)))
+            requests.append(
+                question(run, prompter, renderer, task, int(user), rng.choice(free, count, replace=False))
+            )
     return requests
 
 

@@ -25,7 +25,12 @@ def augmented_topk(run: Run, task: str, plain: TopKData) -> TopKData:
     """
     records = [record for record in read_records(run, task) if record["chosen"] is not None]
     if task == "direct":
-        rows = [(r["user"], r["chosen"], other) for r in records for other in r["candidates"] if other != r["chosen"]]
+        rows = [
+            (r["user"], r["chosen"], other)
+            for r in records
+            for other in r["candidates"]
+            if other != r["chosen"]
+        ]
         pairs = np.array(rows, dtype=np.int64).reshape(-1, 3)
         return replace(plain, extra_pairs=pairs if len(pairs) else None)
     rng = np.random.default_rng([run.config.seed, 42])

@@ -221,13 +221,9 @@ def draw_candidates(
     rows = np.arange(pool.end_U[user], pool.end_U[user + 1])
     most = min(run.config.instructions.rated_candidates, len(rows), count - 1)
     chosen = rng.choice(rows, size=int(rng.integers(1, most + 1)), replace=False)
-    chosen = np.array(sorted(chosen, key=lambda row: (-rank_rating(targets.rating_N[row]), -targets.order_N[row])))
+    # By rating, then recency; data without ratings (nan) rank by recency alone.
+    chosen = chosen[np.lexsort((-targets.order_N[chosen], -np.nan_to_num(targets.rating_N[chosen])))]
     free = np.flatnonzero(pool.items_BP[position] >= 0)
     picked = np.sort(rng.choice(free, size=min(count - len(chosen), len(free)), replace=False))
     items = np.concatenate([targets.item_N[chosen], pool.items_BP[position, picked]]).astype(np.int64)
     return items, np.concatenate([pool.held_N[chosen], pool.scores_BP[position, picked]])
-
-
-def rank_rating(rating: float) -> float:
-    """Data without ratings rank by recency alone."""
-    return 0.0 if np.isnan(rating) else float(rating)

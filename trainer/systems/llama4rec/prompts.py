@@ -18,7 +18,7 @@ import torch
 from recloom.data_shards.samples import Sample
 from recloom.data_shards.splits import Interactions
 from recloom.data_shards.textualize import listwise, rating
-from recloom.data_shards.textualize.templates import Template, TextOptions, load_template, one_line_titles
+from recloom.data_shards.textualize.template import Template, TextOptions, load_template, one_line_titles
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import pad_histories
 from recloom.trainer.config import RunConfig
@@ -78,7 +78,9 @@ class Prompter:
             disliked=disliked or None,
             candidates=[int(item) for item in candidates],
             similar_history=None if similar is None else last(self.history(similar), prompts.similar_items),
-            prediction=[int(item) for item in prediction[: prompts.prediction_items]] if self.predict else None,
+            prediction=[int(item) for item in prediction[: prompts.prediction_items]]
+            if self.predict
+            else None,
             answer=None if answer is None else [int(item) for item in answer[: prompts.answer_items]],
         )
         return listwise.listwise_sample(self.template, context, self.options)

@@ -42,10 +42,15 @@ class Results:
     def ranking_protocol(self) -> str:
         return f"full catalogue, {self.tables.num_items:,} items, LLM re-ranks top {self.config.rank.top_k}"
 
-    def add_topk(self, task: str, method: str, users_B: np.ndarray, ranks_B: np.ndarray, count_U: np.ndarray) -> None:
+    def add_topk(
+        self, task: str, method: str, users_B: np.ndarray, ranks_B: np.ndarray, count_U: np.ndarray
+    ) -> None:
         """H@k and N@k over all users with a target."""
         for k in self.config.evaluate.ks:
-            for name, values_B in ((f"H@{k}", metrics.hit_rate(ranks_B, k)), (f"N@{k}", metrics.ndcg(ranks_B, k))):
+            for name, values_B in (
+                (f"H@{k}", metrics.hit_rate(ranks_B, k)),
+                (f"N@{k}", metrics.ndcg(ranks_B, k)),
+            ):
                 self.add(task, method, name, values_B.mean(), len(users_B), self.ranking_protocol)
         k = max(self.config.evaluate.ks)
         self.add_per_user(task, method, users_B, count_U, f"N@{k}", metrics.ndcg(ranks_B, k))
@@ -59,7 +64,9 @@ class Results:
         """The share of the LLM's answers that could not be read as asked."""
         self.add(task, method, "invalid_rate", bad / max(1, asked), asked, "answers of the LLM")
 
-    def add_rating(self, method: str, rows: Interactions, predicted_N: np.ndarray, count_U: np.ndarray) -> None:
+    def add_rating(
+        self, method: str, rows: Interactions, predicted_N: np.ndarray, count_U: np.ndarray
+    ) -> None:
         """RMSE and MAE over the users that were asked."""
         protocol = "last rating of each user asked"
         for name, function in (("RMSE", metrics.rmse), ("MAE", metrics.mae)):
@@ -68,7 +75,13 @@ class Results:
         self.add_per_user("rating", method, rows.user_N, count_U, "AE", errors_N)
 
     def add_per_user(
-        self, task: str, method: str, users_B: np.ndarray, count_U: np.ndarray, metric: str, values_B: np.ndarray
+        self,
+        task: str,
+        method: str,
+        users_B: np.ndarray,
+        count_U: np.ndarray,
+        metric: str,
+        values_B: np.ndarray,
     ) -> None:
         backbone = getattr(self.config.backbones, task).model
         for user, value in zip(users_B.tolist(), values_B.tolist(), strict=True):
