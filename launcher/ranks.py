@@ -15,6 +15,14 @@ from recloom.trainer.config import RunConfig
 from recloom.trainer.stages import Run
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
+# ZeRO-3 gathers and drops whole layers all the time. On a CPU glibc would give each of them back to
+# the kernel and fault its pages in again, which took up to half of a step; so it keeps what it has.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 RANK_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -49,7 +57,12 @@ def free_port() -> int:
 
 def rank_environment(ranks: int) -> dict[str, str]:
     """Without the variables of an outer launcher; threads shared among the ranks."""
+    import torch
+
     env = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    if not torch.cuda.is_available():
+        env = KEEP_MEMORY | env
+        env.setdefault("DS_ACCELERATOR", "cpu")
     cores = len(os.sched_getaffinity(0))
     env.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     env.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
@@ -129,6 +130,7 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     signal.signal(signal.SIGTERM, lambda *_: leave(143))
     try:
         main()

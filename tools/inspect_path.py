@@ -18,7 +18,8 @@ def describe(path: Path, index: int, verify: bool) -> str:
     """
     if verify:
         manifest = verify_shards(path)
-        return f"{path}: {manifest['num_samples']} samples in {manifest['num_shards']} shards, all bytes as written"
+        count, shards = manifest["num_samples"], manifest["num_shards"]
+        return f"{path}: {count} samples in {shards} shards, all bytes as written"
     if path.is_dir() and (path / REQUESTS).is_file():
         answers = read_answers(path)
         answer = answers[checked(index, len(answers), path)]

@@ -166,6 +166,13 @@ def format_plan(plan: Plan) -> str:
     wide = max(len(name) for name, _ in plan.arithmetic)
     lines += ["", "Arithmetic (estimates)"]
     lines += [f"     {name:<{wide}}  {text}" for name, text in plan.arithmetic]
-    failed = [check.name for check in plan.checks if check.status == "FAIL"]
-    verdict = f"does not fit: {', '.join(failed)}" if failed else "fits"
-    return "\n".join([*lines, "", f"Verdict: {verdict}."])
+    return "\n".join([*lines, "", f"Verdict: {verdict(plan)}."])
+
+
+def verdict(plan: Plan) -> str:
+    named = {status: [c.name for c in plan.checks if c.status == status] for status in ("FAIL", "note")}
+    if named["FAIL"]:
+        return f"does not fit: {', '.join(named['FAIL'])}"
+    was_checked = any(check.name == "training memory" for check in plan.checks)
+    outcome = "fits" if was_checked else "nothing wrong found, but memory was not checked"
+    return outcome + (f" (see the notes: {', '.join(named['note'])})" if named["note"] else "")

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from recloom.data_shards.artifacts import file_sha256, read_manifest, write_manifest
 from recloom.data_shards.errors import UserError
@@ -64,14 +64,18 @@ class Settings(BaseModel):
         "movies.dat, users.dat). Left out, 100k is downloaded once, inside the RecBole wheel.",
     )
 
+    @model_validator(mode="after")
+    def check_path(self) -> Settings:
+        if self.path is None and self.variant == "1m":
+            raise ValueError(
+                "data.path is not set, and MovieLens-1M cannot be downloaded: unpack GroupLens' ml-1m.zip "
+                "and set data.path to the folder that holds ratings.dat"
+            )
+        return self
+
 
 def load(settings: Settings, cache: Path) -> Tables:
     """Read one MovieLens data set; raises UserError when files are missing or malformed."""
-    if settings.path is None and settings.variant == "1m":
-        raise UserError(
-            "data.path is not set, and MovieLens-1M cannot be downloaded: unpack GroupLens' ml-1m.zip and "
-            "set data.path to the folder that holds ratings.dat."
-        )
     read = read_1m if settings.variant == "1m" else read_100k
     if settings.path is None:
         folder, read = wheel_folder(cache), read_wheel

@@ -81,12 +81,17 @@ def one_line_titles(titles: Iterable[str]) -> list[str]:
     return lines
 
 
+def template_path(source: str | Path) -> Path:
+    """The file of a template: a path as it is, a name in the folder of shipped ones."""
+    return Path(source) if str(source).endswith(".yaml") else FOLDER / f"{source}.yaml"
+
+
 def load_template(source: str | Path, family: Family) -> Template:
     """A shipped template by name ("listwise") or a user's by path (ends in .yaml).
 
     Raises UserError for a file that cannot be read, a missing or unknown placeholder, or a blank line.
     """
-    path = Path(source) if str(source).endswith(".yaml") else FOLDER / f"{source}.yaml"
+    path = template_path(source)
     blocks = read_blocks(path)
     for text in blocks:
         check_lines(path, text)

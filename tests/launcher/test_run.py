@@ -17,7 +17,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_recipe import small_config, write_config
 
 RECLOOM = str(Path(sys.executable).parent / "recloom")
-STAGES = ["prepare", "backbone", "instructions", "tune", "augment", "backbone_again", "rank", "aggregate", "report"]
+STAGES = (
+    "prepare",
+    "backbone",
+    "instructions",
+    "tune",
+    "augment",
+    "backbone_again",
+    "rank",
+    "aggregate",
+    "report",
+)
 
 
 def recloom(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:

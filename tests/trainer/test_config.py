@@ -20,7 +20,11 @@ PLAIN: dict[str, Any] = {
     "system": "llama4rec",
     "data": {"source": "movielens", "variant": "100k"},
     "model": {"path": "smollm2-135m-instruct"},
-    "backbones": {"direct": {"model": "lightgcn"}, "sequential": {"model": "sasrec"}, "rating": {"model": "deepfm"}},
+    "backbones": {
+        "direct": {"model": "lightgcn"},
+        "sequential": {"model": "sasrec"},
+        "rating": {"model": "deepfm"},
+    },
 }
 
 
@@ -70,7 +74,9 @@ def test_three_mistakes_give_three_sentences(tmp_path: Path) -> None:
 
 
 def test_an_unknown_source_or_backbone_is_one_sentence_whatever_stands_beside_it(tmp_path: Path) -> None:
-    path = with_settings(tmp_path, data__source="movielenz", backbones__direct={"model": "lightgcm", "layers": 3})
+    path = with_settings(
+        tmp_path, data__source="movielenz", backbones__direct={"model": "lightgcm", "layers": 3}
+    )
     assert problems(path) == [
         "data.source = 'movielenz': not one of the known values; did you mean 'movielens'?",
         "backbones.direct.model = 'lightgcm': not one of the known values; did you mean 'lightgcn'?",
@@ -229,7 +235,7 @@ def test_an_override_of_an_anchored_block_changes_that_block_only(tmp_path: Path
         ("training.epochs", "[1", "--training.epochs = '[1': not a YAML value"),
         ("training.epochs.x", "1", "training.epochs = {'x': 1}: input should be a valid integer"),
         ("name.x", "1", "--name.x: 'name' is a single value, not a block"),
-        ("trainin.epochs", "1", "trainin: unknown setting; did you mean 'training'?"),
+        ("trainink.epochs", "1", "trainink: unknown setting; did you mean 'training'?"),
         ("", "1", "unknown setting"),
         ("training", "3", "training = 3: not a block of settings"),
     ],
@@ -261,14 +267,16 @@ def test_files_that_are_no_settings(tmp_path: Path, text: str, told: str) -> Non
 
 def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_bytes("name: caf\xe9".encode("latin-1"))
+    path.write_bytes("name: \xe9".encode("latin-1"))
     (line,) = problems(path)
     assert "not valid YAML" in line
 
 
 def test_a_missing_file_names_the_nearest(plain: Path) -> None:
-    with pytest.raises(ConfigError, match=r"confg.yaml: no such config file.*Did you mean '.*/config.yaml'\?"):
-        read_config(plain.with_name("confg.yaml"))
+    with pytest.raises(
+        ConfigError, match=r"konfig.yaml: no such config file.*Did you mean '.*/config.yaml'\?"
+    ):
+        read_config(plain.with_name("konfig.yaml"))
     with pytest.raises(ConfigError, match="no such config file"):
         read_config(plain.parent / "nowhere" / "config.yaml")
 
@@ -306,14 +314,18 @@ def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 NAMES = st.one_of(
-    st.sampled_from(leaves(RunConfig) + ["data.source", "data.path", "backbones.direct.model", "backbones.rating"]),
+    st.sampled_from(
+        leaves(RunConfig) + ["data.source", "data.path", "backbones.direct.model", "backbones.rating"]
+    ),
     st.text(alphabet="abc.<&*_1", max_size=12),
 )
 VALUES = st.one_of(
     st.integers().map(str),
     st.floats().map(str),
     st.booleans().map(str),
-    st.sampled_from(["null", "", "[]", "{}", "[1, 2]", "{a: 1}", "1e-4", "llama4rec", "movielens", "table", "mf"]),
+    st.sampled_from(
+        ["null", "", "[]", "{}", "[1, 2]", "{a: 1}", "1e-4", "llama4rec", "movielens", "table", "mf"]
+    ),
     st.text(max_size=12),
 )
 

@@ -1,4 +1,4 @@
-"""Run by test_plan.py on every rank: two ZeRO-3 steps, then the bytes of all live tensors of rank 0.
+"""Run by test_planning.py on every rank: two ZeRO-3 steps, then the bytes of all live tensors of rank 0.
 
 usage: zero_memory.py MODEL OUT DTYPE
 """

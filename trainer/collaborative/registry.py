@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import json
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,7 @@ def backbone_names(task: str | None = None) -> list[str]:
     return [name for name in names if task == backbone_module(name).TASK]
 
 
+@lru_cache
 def is_backbone(path: Path) -> bool:
     """True when the file sets `TASK` and defines `Settings`; it is not imported to find out."""
     body = ast.parse(path.read_bytes()).body

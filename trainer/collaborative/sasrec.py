@@ -68,8 +68,9 @@ class Block(nn.Module):
 class SASRec(SequentialBackbone):
     """Scores are dot products of the last hidden state and the tied item embeddings (eq. 6).
 
-    The loss is the full softmax, not the paper's binary cross-entropy with one sampled negative: on
-    ML-100K it is better on validation (N@10 0.103 against 0.094) in less time.
+    The loss is the full softmax, not the paper's binary cross-entropy with one sampled negative. On
+    ML-100K's validation it gave N@10 0.106, 0.097, 0.099 (three seeds); the latter 0.094, 0.091, 0.089
+    (three settings, one seed), in no less time.
     """
 
     def __init__(self, settings: Settings, sizes: Sizes) -> None:

@@ -100,8 +100,8 @@ def label_ids(renderer: Renderer, labels: Iterable[float]) -> tuple[int, ...]:
         tokens = renderer.answer_ids(text)
         if len(tokens) != 1:
             raise UserError(
-                f"rank.rating_rule = expected: the tokenizer writes the rating {text} as {len(tokens)} tokens, "
-                "the expectation needs one: set rank.rating_rule to integer."
+                f"rank.rating_rule = expected: the tokenizer writes the rating {text} as {len(tokens)} "
+                "tokens, the expectation needs one: set rank.rating_rule to integer."
             )
         ids.append(tokens[0])
     return tuple(ids)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from recloom.trainer.config import RunConfig
+from recloom.data_shards.textualize.template import template_path
+from recloom.trainer.config import RunConfig, TrainingBlock
+from recloom.trainer.config_rules import named_paths
 from recloom.trainer.report.html import write_report
 from recloom.trainer.stages import Run, Stage, content_of
 from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, prepare, rank, tune
 
-ASKING = ("bulk", "prompts", "seed")
+ASKING = ("bulk.dtype", "bulk.max_model_len", "prompts", "seed")
+# What only changes what is shown or kept must not make a finished tuning run again.
+NO_INFLUENCE = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
+TRAINING = tuple(f"training.{name}" for name in TrainingBlock.model_fields if name not in NO_INFLUENCE)
 
 
 def stages(config: RunConfig) -> list[Stage]:
@@ -43,6 +47,7 @@ def stages(config: RunConfig) -> list[Stage]:
             settings=("prompts", "instructions", "model.path", "training.ift", "disliked_below", "seed"),
             outputs=("instructions",),
             run=instructions.run_instructions,
+            inputs=template_files,
         ),
     ]
     made += [tune_stage(name) for name in tune.tuned_models(config)]
@@ -105,7 +110,7 @@ def tune_stage(name: str) -> Stage:
         f"tune all parameters of the LLM ({name})",
         "ranks",
         needs=("instructions",),
-        settings=("model", "training", "parallel.zero_stage", "seed"),
+        settings=("model", *TRAINING, "parallel.zero_stage", "seed"),
         outputs=(f"tune/{name}",),
         run=lambda run: tune.run_tune(run, name),
     )
@@ -120,8 +125,8 @@ def user_files(run: Run) -> Any:
     return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
 
 
-def named_paths(value: Any) -> list[Path]:
-    if isinstance(value, dict):
-        own = [Path(value["path"]).expanduser()] if isinstance(value.get("path"), str) else []
-        return own + [path for inner in value.values() for path in named_paths(inner)]
-    return []
+def template_files(run: Run) -> Any:
+    """The prompt templates' texts: an edited template makes new instructions."""
+    prompts = run.config.prompts
+    paths = [template_path(name) for name in (prompts.listwise_template, prompts.rating_template)]
+    return [path.read_text() if path.is_file() else None for path in paths]
