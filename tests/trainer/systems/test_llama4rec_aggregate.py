@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recloom.data_shards.splits import Interactions
+from recloom.trainer.config_io import build_config
 from recloom.trainer.requests import Answer
+from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.aggregate import (
     Activity,
     aggregate_rank,
+    aggregated,
     llm_weight,
     long_tail_coefficient,
 )
 from recloom.trainer.systems.llama4rec.answers import ranked_answers, rated_answers, read_rating
 from recloom.trainer.systems.llama4rec.questions import CandidateLists
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launcher"))
+from small_recipe import small_config
 
 
 @given(
@@ -93,3 +101,25 @@ def test_unreadable_ratings_are_counted_and_replaced_by_the_backbones() -> None:
     rated = rated_answers([answer("2", 0), answer("?", 1)], rows, [], np.array([3.5, 3.7]))
     assert rated.values_N.tolist() == [2.0, 3.7]
     assert (rated.num_asked, rated.num_bad) == (2, 1)
+
+
+def test_asking_only_reachable_users_changes_no_metric(tmp_path: Path) -> None:
+    """`rank.reachable_only`: a target that is no candidate has rank inf under any answer."""
+    rng = np.random.default_rng(3)
+    items_BK = np.stack([rng.permutation(30)[:10] for _ in range(40)])
+    targets_B = rng.integers(0, 30, 40)
+    lists = CandidateLists(np.arange(40), targets_B, np.ones(40), items_BK)
+    titles = [f"Film {k}" for k in range(30)]
+    answers = [
+        answer("\n".join(titles[i] for i in rng.permutation(row)), user) for user, row in enumerate(items_BK)
+    ]
+    run = Run(build_config(small_config(tmp_path, Path("x/y")), "test"), tmp_path, tmp_path)
+    active = Activity(np.arange(1, 41), math.log(2), math.log(41))
+    reachable = [a for a in answers if lists.reachable_B[a.meta["user"]]]
+    assert 0 < len(reachable) < 40
+    for alphas in ((0.1, 0.9), (0.9, 0.3)):
+        ranks = [
+            aggregated(run, lists, ranked_answers(asked, lists, titles), active, alphas)
+            for asked in (answers, reachable)
+        ]
+        assert np.array_equal(*ranks)
