@@ -153,8 +153,8 @@ def test_other_wheel_is_refused(offline: Path, tmp_path: Path) -> None:
 
 
 def test_1m_without_path_names_it() -> None:
-    with pytest.raises(UserError, match="data.path is not set"):
-        load(Settings(variant="1m"), Path("unused"))
+    with pytest.raises(ValidationError, match="data.path is not set"):
+        Settings(variant="1m")
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
