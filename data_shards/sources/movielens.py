@@ -68,7 +68,7 @@ class Settings(BaseModel):
     def check_path(self) -> Settings:
         if self.path is None and self.variant == "1m":
             raise ValueError(
-                "data.path is not set, and MovieLens-1M cannot be downloaded: unpack GroupLens' ml-1m.zip "
+                "path is not set, and MovieLens-1M cannot be downloaded: unpack GroupLens' ml-1m.zip "
                 "and set data.path to the folder that holds ratings.dat"
             )
         return self

@@ -153,7 +153,7 @@ def test_other_wheel_is_refused(offline: Path, tmp_path: Path) -> None:
 
 
 def test_1m_without_path_names_it() -> None:
-    with pytest.raises(ValidationError, match="data.path is not set"):
+    with pytest.raises(ValidationError, match="path is not set"):
         Settings(variant="1m")
 
 
