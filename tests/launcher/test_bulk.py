@@ -154,7 +154,13 @@ def start_command(model: Path, asked: Path, out: Path) -> subprocess.Popen[str]:
         "--out",
         str(out),
     ]
-    return subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *flags], preexec_fn=heed_interrupts, **pipes)
+
+
+def heed_interrupts() -> None:
+    """As from a terminal: a shell's background job, which CI may be, starts deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
