@@ -97,13 +97,13 @@ def positive_mask(tables: Tables, rows: Interactions, positive_rating: float | N
         return np.ones(len(rows), bool)
     if not tables.has_ratings:
         raise UserError(
-            f"positive_rating is {positive_rating:g}, but {tables.name} has no ratings: set it to all."
+            f"positive_rating is {positive_rating:g}, but {tables.name} has no ratings: set it to null."
         )
     positive_N = rows.rating_N >= positive_rating
     if not positive_N.any():
         raise UserError(
             f"positive_rating is {positive_rating:g}, but the highest rating of {tables.name} is "
-            f"{rows.rating_N.max():g}: lower it or set it to all."
+            f"{rows.rating_N.max():g}: lower it or set it to null."
         )
     return positive_N
 

@@ -6,7 +6,10 @@ import argparse
 
 from recloom.data_shards.errors import UserError
 
-HELP = "Any setting can be overridden: --training.learning_rate 1e-4, or --set training.learning_rate=1e-4."
+HELP = (
+    "After the config, any setting can be overridden: --training.learning_rate 1e-4, "
+    "or --set training.learning_rate=1e-4."
+)
 
 
 def split_overrides(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -69,7 +70,7 @@ def rank_environment(ranks: int) -> dict[str, str]:
     return env
 
 
-def launch_ranks(run: Run, stage: str) -> None:
+def launch_ranks(run: Run, stage: str, stage_digest: str) -> None:
     """Run a training stage on all local ranks.
 
     Raises UserError when it does not reach its end marker: the launcher's exit code alone is not
@@ -91,12 +92,17 @@ def launch_ranks(run: Run, stage: str) -> None:
         process.terminate()
         process.wait()
         raise
-    if code != 0 or not marker.is_file():
+    if code != 0 or not ended_with(marker, stage_digest):
         raise UserError(
             f"stage {stage}: the ranks ended with exit code {code} before the work was done: "
             "the reason is printed above; the same command continues from the last checkpoint."
         )
     marker.unlink()
+
+
+def ended_with(marker: Path, stage_digest: str) -> bool:
+    """Whether the ranks reached the end, with these settings and no others."""
+    return marker.is_file() and json.loads(marker.read_text())["digest"] == stage_digest
 
 
 def die_with_parent() -> None:

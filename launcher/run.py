@@ -17,17 +17,33 @@ from recloom.launcher.environment import write_environment
 from recloom.launcher.ranks import launch_ranks
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import dump_config
-from recloom.trainer.stages import Run, Stage, finish, is_fresh, prepare_outputs, stage_digests
+from recloom.trainer.stages import (
+    Run,
+    Stage,
+    finish,
+    is_fresh,
+    marker_path,
+    prepare_outputs,
+    stage_digests,
+)
 from recloom.trainer.systems.registry import recipe
 
 
-def open_run(config: RunConfig) -> Run:
-    """The run folder with its resolved config and environment."""
+@contextlib.contextmanager
+def open_run(config: RunConfig) -> Iterator[Run]:
+    """The run folder, locked, with its resolved config and environment.
+
+    The lock comes first: what a refused second run would write, the first run's ranks would read.
+    """
     folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / "config.yaml", dump_config(config))
-    write_environment(folder / "env.json")
-    return Run(config, folder, cache_dir())
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run_dir = '{folder}': this is a file: name a folder.")
+    with unused_folder_removed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):
+            atomic_write_text(folder / "config.yaml", dump_config(config))
+            write_environment(folder / "env.json")
+            yield Run(config, folder, cache_dir())
 
 
 def run_recipe(
@@ -46,28 +62,42 @@ def run_recipe(
         run = Run(config, config.folder, cache_dir())
         print_plan(stages, run, only, start)
         return run
-    with unused_folder_removed(config.folder):
-        run = open_run(config)
-        with exclusive(run.folder), logged(run.folder / "log.txt"):
-            walk(run, stages, only, start)
+    with open_run(config) as run, logged(run.folder / "log.txt"):
+        forget_markers(run, stages, only, start)
+        walk(run, stages, only)
     return run
 
 
-def walk(run: Run, stages: Sequence[Stage], only: str | None, start: str | None) -> None:
+def forget_markers(run: Run, stages: Sequence[Stage], only: str | None, start: str | None) -> None:
+    """Make the named stage, and all that was made from its old outputs, run again.
+
+    Done once, up front: when this run is interrupted, plain `recloom run` continues it.
+    """
+    again: set[str] = set()
+    for stage in stages:
+        if stage.name in (only, start) or again.intersection(stage.needs):
+            again.add(stage.name)
+    if start is not None:
+        names = [stage.name for stage in stages]
+        again.update(names[names.index(start) :])
+    for name in again:
+        marker_path(run, name).unlink(missing_ok=True)
+        run.path(f"stages/{name}.started").unlink(missing_ok=True)
+
+
+def walk(run: Run, stages: Sequence[Stage], only: str | None) -> None:
     """The stages in order; see `run_recipe`."""
     digests = stage_digests(stages, run)
-    forced = False
     for number, stage in enumerate(stages, 1):
-        forced = forced or stage.name == start
         if only is not None and stage.name != only:
             continue
         label = f"[{number}/{len(stages)}] {stage.name}: {stage.title}"
-        if is_fresh(run, stage, digests[stage.name]) and not forced and only is None:
+        if is_fresh(run, stage, digests[stage.name]):
             print(f"{label} (finished, skipped)", flush=True)
             continue
         check_needs(stages, stage, run, digests)
         print(label, flush=True)
-        work_stage(run, stage, digests[stage.name], fresh_start=forced or only is not None)
+        work_stage(run, stage, digests[stage.name])
 
 
 @contextlib.contextmanager
@@ -82,14 +112,12 @@ def unused_folder_removed(folder: Path) -> Iterator[None]:
         raise
 
 
-def work_stage(run: Run, stage: Stage, stage_digest: str, fresh_start: bool = False) -> None:
+def work_stage(run: Run, stage: Stage, stage_digest: str) -> None:
     """Run one stage where it belongs and write its marker."""
     started = time.time()
-    if fresh_start:
-        run.path(f"stages/{stage.name}.started").unlink(missing_ok=True)
     prepare_outputs(run, stage, stage_digest)
     if stage.where == "ranks":
-        launch_ranks(run, stage.name)
+        launch_ranks(run, stage.name, stage_digest)
     else:
         if stage.passes is not None:
             run_passes(run, stage)

@@ -9,6 +9,7 @@ starts a single process, this process replaces itself by a launch of `parallel.c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -52,11 +53,12 @@ def main() -> None:
 
     die_with_parent()
     run = Run(config, config.folder, cache_dir())
-    if arguments.stage is None:
-        make_missing_inputs(run, rank)
-    start_ranks(config.parallel)
-    for stage in training_stages(run, arguments.stage):
-        work(run, stage, rank, alone=arguments.stage is not None)
+    with contextlib.ExitStack() as held:
+        if arguments.stage is None:
+            make_missing_inputs(run, rank, held)
+        start_ranks(config.parallel)
+        for stage in training_stages(run, arguments.stage):
+            work(run, stage, rank, alone=arguments.stage is not None)
 
 
 def on_gpu() -> bool:
@@ -75,23 +77,21 @@ def training_stages(run: Run, name: str | None) -> list[Stage]:
     return [stage for stage in recipe(run.config) if stage.where == "ranks" and name in (None, stage.name)]
 
 
-def make_missing_inputs(run: Run, rank: int) -> None:
-    """Rank 0 makes the inputs; the others wait for the markers, before any process group exists."""
+def make_missing_inputs(run: Run, rank: int, held: contextlib.ExitStack) -> None:
+    """Rank 0 locks the run folder and makes the inputs; the others wait for the markers.
+
+    This happens before any process group exists, whose timeout waiting ranks would run into.
+    """
     from recloom.launcher.run import make_inputs, open_run
 
     if rank == 0:
-        open_run(run.config)
-        make_inputs(run)
+        make_inputs(held.enter_context(open_run(run.config)))
         return
-    while not inputs_ready(run):
-        time.sleep(WAIT_SECONDS)
-
-
-def inputs_ready(run: Run) -> bool:
     stages = recipe(run.config)
     digests = stage_digests(stages, run)
-    inputs = [stage for stage in stages[: first_training(stages)]]
-    return all(is_fresh(run, stage, digests[stage.name]) for stage in inputs)
+    inputs = stages[: first_training(stages)]
+    while not all(is_fresh(run, stage, digests[stage.name]) for stage in inputs):
+        time.sleep(WAIT_SECONDS)
 
 
 def first_training(stages: list[Stage]) -> int:

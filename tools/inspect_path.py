@@ -28,9 +28,12 @@ def describe(path: Path, index: int, verify: bool) -> str:
         return describe_sample(path, index)
     if path.suffix == ".jsonl" and path.is_file():
         lines = path.read_text().splitlines()
-        return (
-            f"record {index} of {len(lines)}\n{as_text(json.loads(lines[checked(index, len(lines), path)]))}"
-        )
+        line = lines[checked(index, len(lines), path)]
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}: line {index + 1} is no valid JSON: make the file again.") from None
+        return f"record {index} of {len(lines)}\n{as_text(record)}"
     raise UserError(
         f"{path}: nothing to inspect there: name a folder of shards, a bulk pass, or a .jsonl file."
     )

@@ -60,6 +60,14 @@ def check_python() -> None:
         )
 
 
+def has_pip() -> bool:
+    """True when `.venv` was made whole: an interrupted creation leaves a Python without pip."""
+    python = ENV / "bin" / "python"
+    if not python.exists():
+        return False
+    return subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
 def install(device: str) -> None:
     """One pip call: the package in editable mode with its extras, stand-ins beside it on a CPU."""
     pip = [str(ENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
@@ -76,9 +84,15 @@ def main() -> None:
     start = time.time()
     print(f"make env: building .venv with the {device} build (a few minutes, once)", flush=True)
     STAMP.unlink(missing_ok=True)
-    if not (ENV / "bin" / "python").exists():
-        venv.create(ENV, with_pip=True)
-    install(device)
+    try:
+        if not has_pip():
+            venv.create(ENV, with_pip=True, clear=True)
+        install(device)
+    except subprocess.CalledProcessError as error:
+        sys.exit(
+            f"make env: `{' '.join(map(str, error.cmd[:4]))} ...` failed, see above: check the network; on "
+            "Debian and Ubuntu the package python3-venv is needed. The same command tries again."
+        )
     STAMP.write_text(f"{device}\n")
     print(f"make env: ready in {time.time() - start:.0f} s", flush=True)
 

@@ -151,7 +151,7 @@ class Engine:
             atomic_write_json(
                 folder / LATEST, {"tag": tag, "step": step, "world_size": dist.get_world_size()}
             )
-            drop_old(folder, keep)
+            drop_old(folder, step, keep)
         dist.barrier()
 
     def load(self, folder: Path) -> dict[str, Any] | None:
@@ -207,8 +207,9 @@ def load_partitioned(model_path: str, ds_config: dict[str, Any], model: ModelBlo
     return network
 
 
-def drop_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+def drop_old(folder: Path, step: int, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to `step`; a later one is a torn leftover."""
     steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), reverse=True)
-    for step in steps[keep:]:
-        shutil.rmtree(folder / f"step_{step}")
+    kept = [other for other in steps if other <= step][:keep]
+    for other in set(steps) - set(kept):
+        shutil.rmtree(folder / f"step_{other}")

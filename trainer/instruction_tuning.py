@@ -35,6 +35,7 @@ def tune(config: RunConfig, label: str, model_path: str, corpus: Path, out: Path
     set_threads()
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(model_path)
+    check_shards(corpus)
     source = open_shards(corpus / "train", fingerprint(tokenizer), config.training.context)
     engine = Engine(
         model_path,
@@ -52,6 +53,14 @@ def tune(config: RunConfig, label: str, model_path: str, corpus: Path, out: Path
     loop.run()
     export(engine, out / "model", tokenizer, loop.step)
     engine.close()
+
+
+def check_shards(corpus: Path) -> None:
+    """Rank 0 reads every byte: a flipped one must not be trained on. Raises UserError with its file."""
+    if dist.get_rank() == 0:
+        for part in sorted(path.parent for path in corpus.glob("*/manifest.json")):
+            read_manifest(part, verify=True)
+    dist.barrier()
 
 
 def set_threads() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from recloom.data_shards.errors import UserError
 from recloom.data_shards.stream import PackedStream, StepBatch
 from recloom.trainer.config import TrainingBlock
 from recloom.trainer.loss import answer_loss
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from recloom.trainer.engine import Engine
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss is nan or infinite; raised by every rank before the weights are touched."""
 
 

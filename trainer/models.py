@@ -125,5 +125,17 @@ def quiet_transformers() -> Iterator[None]:
 def load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
-    with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise unreachable(folder, error) from None
+
+
+def unreachable(model: str, error: OSError) -> UserError:
+    """One sentence for a model that can't be read or fetched."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"model.path = '{model}': it can't be loaded ({reason}): check the name, the network and, for gated "
+        "models, your Hugging Face login, or name a local folder."
+    )

@@ -119,6 +119,23 @@ def test_two_runs_do_not_share_a_folder(tiny_llama: Path, tmp_path: Path) -> Non
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = recloom("run", str(config))
     assert done.returncode == 2 and "another run writes there" in done.stderr
+    assert not (tmp_path / "run/config.yaml").exists(), "the other run's settings stay as they are"
+
+
+@pytest.mark.slow
+def test_other_recipes(tiny_llama: Path, tmp_path: Path) -> None:
+    """Only ratings, read as text; an IFT model of its own and all users asked."""
+    rating_only = small_config(tmp_path / "rating", tiny_llama)
+    rating_only["backbones"] = {"rating": rating_only["backbones"]["rating"]}
+    rating_only["rank"]["rating_rule"] = "integer"
+    separate = small_config(tmp_path / "separate", tiny_llama, ift="separate", epochs=1)
+    separate["rank"] |= {"reachable_only": False, "max_answer_tokens": 2}
+    separate["positive_rating"] = None
+    for name, config in (("rating", rating_only), ("separate", separate)):
+        done = recloom("run", str(write_config(tmp_path / f"{name}.yaml", config)))
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert (tmp_path / name / "report/index.html").is_file()
+    assert (tmp_path / "separate/tune/ift/model/config.json").is_file()
 
 
 def test_ls_and_env(finished: tuple[Path, str]) -> None:

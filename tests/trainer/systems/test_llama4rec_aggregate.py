@@ -91,14 +91,29 @@ def test_named_items_lead_and_the_rest_keep_the_backbones_order() -> None:
 def test_expected_rating_is_the_mean_under_renormalised_probabilities() -> None:
     scores = tuple(math.log(p) for p in (0.05, 0.05, 0.1, 0.1, 0.2))
     expected = sum(p * r for p, r in zip((0.1, 0.1, 0.2, 0.2, 0.4), range(1, 6), strict=True))
-    assert read_rating(answer("", scores=scores), [1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(expected)
-    assert read_rating(answer("4.5 stars"), []) == 4.5
-    assert read_rating(answer("good"), []) is None
+    assert read_rating(answer("", scores=scores), [1.0, 2.0, 3.0, 4.0, 5.0], (1, 5)) == pytest.approx(
+        expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [
+        ("4", 4.0),
+        (" 4.5\nmore", 4.5),
+        ("good", None),
+        ("2001: A Space Odyssey", None),
+        ("6", None),
+        ("", None),
+    ],
+)
+def test_only_a_number_on_the_scale_is_a_rating(text: str, rating: float | None) -> None:
+    assert read_rating(answer(text), [], (1, 5)) == rating
 
 
 def test_unreadable_ratings_are_counted_and_replaced_by_the_backbones() -> None:
     rows = Interactions(np.array([0, 1]), np.array([5, 6]), np.array([3.0, 4.0]), np.array([0, 1]))
-    rated = rated_answers([answer("2", 0), answer("?", 1)], rows, [], np.array([3.5, 3.7]))
+    rated = rated_answers([answer("2", 0), answer("?", 1)], rows, [], np.array([3.5, 3.7]), (1, 5))
     assert rated.values_N.tolist() == [2.0, 3.7]
     assert (rated.num_asked, rated.num_bad) == (2, 1)
 

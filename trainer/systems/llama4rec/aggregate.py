@@ -32,6 +32,7 @@ from recloom.trainer.systems.llama4rec.questions import (
     asked_rating_rows,
     candidate_lists,
     rating_labels,
+    rating_scale,
 )
 from recloom.trainer.systems.llama4rec.results import Results
 from recloom.trainer.systems.llama4rec.tune import tuned_models
@@ -199,13 +200,18 @@ def rating_task(
     """Base, IFT (the LLM alone) and Llama4Rec of the rating task, over the users that were asked."""
     backbone = open_backbone(run, "augmented", task)
     active = activity(splits.rating.train, tables.num_users)
+    scale = rating_scale(tables)
     labels = rating_labels(tables) if run.config.rank.rating_rule == "expected" else []
     parts: dict[Part, tuple[Interactions, np.ndarray, Rated]] = {}
     both: tuple[Part, Part] = ("valid", "test")
     for part in both:
-        asked = asked_rating_rows(run.config, getattr(splits.rating, part), tables.num_users)
+        asked = asked_rating_rows(run.config, getattr(splits.rating, part))
         base = predict_ratings(backbone, asked.user_N, asked.item_N)
-        parts[part] = (asked, base, rated_answers(select(answers, "llama4rec", part), asked, labels, base))
+        parts[part] = (
+            asked,
+            base,
+            rated_answers(select(answers, "llama4rec", part), asked, labels, base, scale),
+        )
 
     def mixed(part: Part, alphas: Alphas) -> np.ndarray:
         rows, base, rated = parts[part]
@@ -215,7 +221,7 @@ def rating_task(
     values = {a: metrics.rmse(mixed("valid", a), parts["valid"][0].rating_N) for a in grid(run)}
     alphas, value = best_alphas(values, largest=False)
     rows, base, rated = parts["test"]
-    ift = rated_answers(select(answers, "ift", "test"), rows, labels, base)
+    ift = rated_answers(select(answers, "ift", "test"), rows, labels, base, scale)
     for method, predicted in (("Base", base), ("IFT", ift.values_N), ("Llama4Rec", mixed("test", alphas))):
         results.add_rating(method, rows, predicted, active.count_U)
     for method, asked_answers in (("IFT", ift), ("Llama4Rec", rated)):

@@ -55,28 +55,35 @@ class Rated:
 
 
 def rated_answers(
-    answers: list[Answer], rows: Interactions, labels: list[float], fallback_N: np.ndarray
+    answers: list[Answer],
+    rows: Interactions,
+    labels: list[float],
+    fallback_N: np.ndarray,
+    scale: tuple[float, float],
 ) -> Rated:
     """Ratings in the order of `rows`.
 
     With labels: the expectation under the probabilities of the labels' tokens, renormalised over
-    them. Without: the first number of the text.
+    them. Without: the number that the answer's first line is, if it lies on the scale (lowest,
+    highest rating); a number inside a title is no rating.
     """
     by_user = {answer.meta["user"]: answer for answer in answers}
     values, bad = [], 0
     for user, fallback in zip(rows.user_N.tolist(), fallback_N.tolist(), strict=True):
-        value = read_rating(by_user[user], labels)
+        value = read_rating(by_user[user], labels, scale)
         bad += value is None
         values.append(fallback if value is None else value)
     return Rated(np.array(values, dtype=np.float64), len(answers), bad)
 
 
-def read_rating(answer: Answer, labels: list[float]) -> float | None:
+def read_rating(answer: Answer, labels: list[float], scale: tuple[float, float]) -> float | None:
     if answer.error is not None:
         return None
     if labels:
         scores = np.array(answer.scores)
         weight = np.exp(scores - scores.max())
         return float((weight * labels).sum() / weight.sum())
-    found = NUMBER.search(answer.text)
-    return None if found is None else float(found.group())
+    first_line = answer.text.strip().split("\n")[0].strip()
+    if not NUMBER.fullmatch(first_line) or not scale[0] <= float(first_line) <= scale[1]:
+        return None
+    return float(first_line)

@@ -46,7 +46,9 @@ def task_requests(run: Run, tables: Tables, splits: Splits, task: str, renderer:
     config, split = run.config, splits.topk
     backbone = open_backbone(run, "base", task)
     disliked = known_disliked(config, splits, "valid")
-    prompter = make_prompter(config, tables.titles, tables.num_users, task, split.train, disliked, backbone)
+    prompter = make_prompter(
+        config, tables.titles, tables.num_users, task, split.train, split.train, disliked, backbone
+    )
     repeats, count = (
         (config.augment.direct_pairs, 2)
         if task == "direct"
@@ -74,6 +76,7 @@ def question(
 
 def run_augment(run: Run) -> None:
     """Turn the answers into audit records; one that names no candidate is kept with `chosen` null."""
+    run.path("augment").mkdir(parents=True, exist_ok=True)  # stays empty where no task is augmented
     tables, _ = load_data(run)
     tokenizer = load_tokenizer(str(run.path("tune/llama4rec/model")))
     requests = {request.key: request for request in passes(run)[0].requests}

@@ -27,6 +27,7 @@ from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.backbones import held_back_mask, open_backbone, task_split
 from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
+from recloom.trainer.systems.llama4rec.questions import label_ids, rating_labels
 
 TASK_NUMBER = {"direct": 1, "sequential": 2, "rating": 3}
 POOL = 3  # pads are drawn from the backbone's first POOL * candidates un-interacted items
@@ -49,6 +50,8 @@ def run_instructions(run: Run) -> None:
     corpora = build_corpora(run, tables, splits)
     tokenizer = load_tokenizer(resolve_model(run.config.model.path, cache_dir()))
     renderer = Renderer(tokenizer)
+    if run.config.backbones.rating is not None and run.config.rank.rating_rule == "expected":
+        label_ids(renderer, rating_labels(tables))  # fails here rather than after hours of tuning
     for name, (train, valid) in corpora.items():
         for part, samples in (("train", train), ("valid", valid)):
             if not samples:
@@ -107,6 +110,7 @@ def task_samples(
         tables.titles,
         tables.num_users,
         task,
+        known,
         known,
         disliked_rows(run, splits, task),
         backbone if with_backbone else None,
@@ -219,6 +223,7 @@ def draw_candidates(
     """Candidates in the order of the answer, and the backbone's scores of them."""
     count = run.config.prompts.candidates
     rows = np.arange(pool.end_U[user], pool.end_U[user + 1])
+    rows = rows[np.unique(targets.item_N[rows], return_index=True)[1]]  # an item rated twice is one candidate
     most = min(run.config.instructions.rated_candidates, len(rows), count - 1)
     chosen = rng.choice(rows, size=int(rng.integers(1, most + 1)), replace=False)
     # By rating, then recency; data without ratings (nan) rank by recency alone.

@@ -27,12 +27,37 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True)
+class Histories:
+    """Rows sorted by user and time; start_U: where a user's rows begin, one more entry at the end."""
+
+    rows: Interactions
+    start_U: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Interactions, num_users: int) -> Histories:
+        return cls(rows, np.searchsorted(rows.user_N, np.arange(num_users + 1)))
+
+    def own(self, user: int) -> slice:
+        return slice(int(self.start_U[user]), int(self.start_U[user + 1]))
+
+    def items(self, user: int) -> np.ndarray:
+        """All items of a user, oldest first."""
+        return self.rows.item_N[self.own(user)]
+
+    def rated(self, user: int, count: int, without: int | None) -> list[tuple[int, float]]:
+        """The latest (item, rating) pairs, oldest first."""
+        own = self.own(user)
+        pairs = zip(self.rows.item_N[own].tolist(), self.rows.rating_N[own].tolist(), strict=True)
+        return [pair for pair in pairs if pair[0] != without][-count:]
+
+
+@dataclass(frozen=True)
 class Prompter:
     """Writes the prompts of one task.
 
     Attributes:
-        known: rows that may be shown as history, a user's in time order.
-        start_U: where a user's rows begin in `known`, one more entry at the end.
+        known: what may be shown of the user who is asked about.
+        train: what may be shown of a similar user: training rows only (protocol).
         disliked: each user's disliked items, empty where they are not shown.
         similar_U: each user's most similar user (-1 where none); None switches this augmentation off.
         predict: whether the backbone's prediction is written.
@@ -41,8 +66,8 @@ class Prompter:
     config: RunConfig
     template: Template
     options: TextOptions
-    known: Interactions
-    start_U: np.ndarray
+    known: Histories
+    train: Histories
     disliked: list[np.ndarray]
     similar_U: np.ndarray | None
     predict: bool
@@ -51,12 +76,9 @@ class Prompter:
         """The same prompts with the backbone's prediction switched off."""
         return replace(self, predict=False)
 
-    def rows(self, user: int) -> slice:
-        return slice(int(self.start_U[user]), int(self.start_U[user + 1]))
-
     def history(self, user: int) -> np.ndarray:
         """All known items of a user, oldest first."""
-        return self.known.item_N[self.rows(user)]
+        return self.known.items(user)
 
     def similar_user(self, user: int) -> int | None:
         if self.similar_U is None or self.similar_U[user] < 0:
@@ -68,8 +90,10 @@ class Prompter:
     ) -> Sample:
         """A ranking prompt. `prediction`: the candidates in the backbone's order; shown when switched on."""
         prompts = self.config.prompts
-        history = last(self.history(user), prompts.history_items)
-        disliked = last(self.disliked[user], prompts.disliked_items) if self.disliked else []
+        own = self.history(user)
+        hated = self.disliked[user] if self.disliked else np.empty(0, dtype=np.int64)
+        history = last(own[~np.isin(own, hated)], prompts.history_items)
+        disliked = last(hated, prompts.disliked_items)
         similar = self.similar_user(user)
         context = listwise.ListwiseContext(
             user=user,
@@ -77,7 +101,9 @@ class Prompter:
             liked=history if disliked else None,
             disliked=disliked or None,
             candidates=[int(item) for item in candidates],
-            similar_history=None if similar is None else last(self.history(similar), prompts.similar_items),
+            similar_history=None
+            if similar is None
+            else last(self.train.items(similar), prompts.similar_items),
             prediction=[int(item) for item in prediction[: prompts.prediction_items]]
             if self.predict
             else None,
@@ -92,17 +118,14 @@ class Prompter:
         context = rating.RatingContext(
             user=user,
             item=int(item),
-            history=self.rated(user, prompts.history_items, item),
-            similar_history=None if similar is None else self.rated(similar, prompts.similar_items, None),
+            history=self.known.rated(user, prompts.history_items, item),
+            similar_history=None
+            if similar is None
+            else self.train.rated(similar, prompts.similar_items, None),
             prediction=float(prediction) if self.predict else None,
             answer=None if answer is None else float(answer),
         )
         return rating.rating_sample(self.template, context, self.options)
-
-    def rated(self, user: int, count: int, without: int | None) -> list[tuple[int, float]]:
-        rows = self.rows(user)
-        pairs = zip(self.known.item_N[rows].tolist(), self.known.rating_N[rows].tolist(), strict=True)
-        return [pair for pair in pairs if pair[0] != without][-count:]
 
 
 def last(items: np.ndarray, count: int) -> list[int]:
@@ -115,6 +138,7 @@ def make_prompter(
     num_users: int,
     task: str,
     known: Interactions,
+    train: Interactions,
     disliked: Interactions | None,
     backbone: Backbone | None,
 ) -> Prompter:
@@ -127,13 +151,13 @@ def make_prompter(
     )
     similar = None
     if backbone is not None and prompts.similar_user:
-        similar = similar_users(backbone, known.sequences(num_users))
+        similar = similar_users(backbone, train.sequences(num_users))
     return Prompter(
         config=config,
         template=load_template(name, family),
         options=TextOptions(one_line_titles(titles), prompts.item_noun),
-        known=known,
-        start_U=np.searchsorted(known.user_N, np.arange(num_users + 1)),
+        known=Histories.of(known, num_users),
+        train=Histories.of(train, num_users),
         disliked=[] if disliked is None else disliked.sequences(num_users),
         similar_U=similar,
         predict=backbone is not None and prompts.backbone_prediction,

@@ -73,12 +73,18 @@ def known_disliked(config: RunConfig, splits: Splits, part: Part) -> Interaction
     return rows.select(rows.rating_N < config.disliked_below)
 
 
-def asked_rating_rows(config: RunConfig, rows: Interactions, num_users: int) -> Interactions:
+def asked_rating_rows(config: RunConfig, rows: Interactions) -> Interactions:
     """The rating task's rows that the LLM is asked: of all users or of a seeded sample of users."""
     if config.rank.rating_users is None:
         return rows
-    chosen = np.random.default_rng([config.seed, 11]).permutation(num_users)[: config.rank.rating_users]
-    return rows.select(np.isin(rows.user_N, chosen))
+    chosen = np.random.default_rng([config.seed, 11]).permutation(np.unique(rows.user_N))
+    return rows.select(np.isin(rows.user_N, chosen[: config.rank.rating_users]))
+
+
+def rating_scale(tables: Tables) -> tuple[float, float]:
+    """The lowest and the highest rating of the data set."""
+    ratings = tables.interactions["rating"].to_numpy()
+    return float(ratings.min()), float(ratings.max())
 
 
 def rating_labels(tables: Tables) -> list[float]:

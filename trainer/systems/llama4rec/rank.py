@@ -65,7 +65,9 @@ def method_prompter(run: Run, tables: Tables, splits: Splits, task: str, method:
     backbone = open_backbone(run, "augmented", task) if method == "llama4rec" else None
     disliked = None if task == "rating" else known_disliked(run.config, splits, part)
     known = known_rows(split, part)
-    return make_prompter(run.config, tables.titles, tables.num_users, task, known, disliked, backbone)
+    return make_prompter(
+        run.config, tables.titles, tables.num_users, task, known, split.train, disliked, backbone
+    )
 
 
 def topk_requests(
@@ -90,7 +92,7 @@ def rating_requests(
 ) -> list[Request]:
     """One question a user about the rating of the held-out item."""
     config, split = run.config, splits.rating
-    rows = asked_rating_rows(config, split.valid if part == "valid" else split.test, tables.num_users)
+    rows = asked_rating_rows(config, split.valid if part == "valid" else split.test)
     predictions = predict_ratings(open_backbone(run, "augmented", task), rows.user_N, rows.item_N)
     prompter = method_prompter(run, tables, splits, task, method, part)
     expected = config.rank.rating_rule == "expected"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from recloom.data_shards.textualize.template import template_path
 from recloom.trainer.config import RunConfig, TrainingBlock
 from recloom.trainer.config_rules import named_paths
 from recloom.trainer.report.html import write_report
-from recloom.trainer.stages import Run, Stage, content_of
+from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, prepare, rank, tune
 
 ASKING = ("bulk.dtype", "bulk.max_model_len", "prompts", "seed")
@@ -47,7 +48,7 @@ def stages(config: RunConfig) -> list[Stage]:
             settings=("prompts", "instructions", "model.path", "training.ift", "disliked_below", "seed"),
             outputs=("instructions",),
             run=instructions.run_instructions,
-            inputs=template_files,
+            inputs=lambda run: [template_files(run), model_files(run)],
         ),
     ]
     made += [tune_stage(name) for name in tune.tuned_models(config)]
@@ -58,7 +59,7 @@ def stages(config: RunConfig) -> list[Stage]:
             "let the LLM make training data for the conventional models",
             "vllm",
             needs=("backbone", tune.stage_name("llama4rec")),
-            settings=("augment", *ASKING),
+            settings=("augment", "rank.max_answer_tokens", *ASKING),
             outputs=("augment", "bulk/augment"),
             run=augment.run_augment,
             passes=augment.passes,
@@ -113,6 +114,7 @@ def tune_stage(name: str) -> Stage:
         settings=("model", *TRAINING, "parallel.zero_stage", "seed"),
         outputs=(f"tune/{name}",),
         run=lambda run: tune.run_tune(run, name),
+        inputs=model_files,
     )
 
 
@@ -123,6 +125,11 @@ def report(run: Run) -> None:
 def user_files(run: Run) -> Any:
     """Checksums of the files that the data block names."""
     return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
+
+
+def model_files(run: Run) -> Any:
+    """What a local model folder holds now; nothing for a name or a hub id."""
+    return folder_state(Path(run.config.model.path).expanduser())
 
 
 def template_files(run: Run) -> Any:
