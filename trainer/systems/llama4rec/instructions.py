@@ -223,7 +223,7 @@ def draw_candidates(
     """Candidates in the order of the answer, and the backbone's scores of them."""
     count = run.config.prompts.candidates
     rows = np.arange(pool.end_U[user], pool.end_U[user + 1])
-    rows = rows[np.unique(targets.item_N[rows], return_index=True)[1]]  # an item rated twice is one candidate
+    rows = rows[np.sort(np.unique(targets.item_N[rows], return_index=True)[1])]  # no item twice
     most = min(run.config.instructions.rated_candidates, len(rows), count - 1)
     chosen = rng.choice(rows, size=int(rng.integers(1, most + 1)), replace=False)
     # By rating, then recency; data without ratings (nan) rank by recency alone.
