@@ -9,9 +9,7 @@ only place where vLLM is imported.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import signal
 import sys
 import time
 import traceback
@@ -26,6 +24,7 @@ from pydantic import ValidationError
 from recloom.data_shards.errors import UserError
 from recloom.launcher.bulk_store import BulkStore, write_chunk
 from recloom.launcher.bulk_supervisor import cpu_build, run_pass
+from recloom.launcher.processes import die_with_parent
 from recloom.trainer.requests import Answer, BulkSettings, Request, read_requests
 
 __all__ = ["main", "run_pass"]
@@ -79,7 +78,7 @@ def read_settings(given: dict[str, str]) -> BulkSettings:
 def work(out: Path, pipe: Connection, parent: int) -> int:
     """The worker: answers and commits chunk after chunk, reports to the supervisor."""
     os.set_inheritable(pipe.fileno(), False)
-    die_with(parent)
+    die_with_parent(parent)
     try:
         store = BulkStore.reopen(out)
         answer_all(store, Engine(store.model, store.settings), Reporter(pipe))
@@ -89,13 +88,6 @@ def work(out: Path, pipe: Connection, parent: int) -> int:
         return 1
     sys.stdout.flush()
     os._exit(0)  # everything is committed; the engine's own shutdown could only hang
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the supervisor dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        raise SystemExit("The supervisor is gone.")
 
 
 class Reporter:

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     run.add_argument("config", type=Path, help="a YAML of configs/")
-    run.add_argument("--only", metavar="STAGE", help="this stage alone")
+    run.add_argument("--only", metavar="STAGE", help="this stage alone, again")
     run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it again")
     run.add_argument("--dry-run", action="store_true", help="say what would run, do nothing")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from recloom.data_shards.errors import UserError
+from recloom.launcher.processes import die_with_parent
 from recloom.trainer.config import RunConfig
 from recloom.trainer.stages import Run
 
@@ -80,8 +81,10 @@ def launch_ranks(run: Run, stage: str, stage_digest: str) -> None:
     marker.unlink(missing_ok=True)
     ranks = local_ranks(run.config)
     command = deepspeed_command(ranks, ["--config", str(run.folder / "config.yaml"), "--stage", stage])
+    # SIGTERM, which the launcher passes on to its ranks.
+    tie = partial(die_with_parent, os.getpid(), signal.SIGTERM)
     process = subprocess.Popen(
-        command, env=rank_environment(ranks), stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
+        command, env=rank_environment(ranks), stdout=subprocess.PIPE, text=True, preexec_fn=tie
     )
     assert process.stdout is not None
     try:
@@ -103,8 +106,3 @@ def launch_ranks(run: Run, stage: str, stage_digest: str) -> None:
 def ended_with(marker: Path, stage_digest: str) -> bool:
     """Whether the ranks reached the end, with these settings and no others."""
     return marker.is_file() and json.loads(marker.read_text())["digest"] == stage_digest
-
-
-def die_with_parent() -> None:
-    """In the child: end by SIGTERM when this process dies, so that a killed run leaves no ranks."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

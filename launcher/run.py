@@ -52,7 +52,7 @@ def run_recipe(
     """Walk the stages of a config.
 
     Args:
-        only: this stage alone; what it needs must be finished.
+        only: this stage alone, again; what it needs must be finished, what was made from it is forgotten.
         start: this stage and all after it run again, finished or not.
         dry_run: say what would be done, do nothing.
     """
@@ -63,24 +63,23 @@ def run_recipe(
         print_plan(stages, run, only, start)
         return run
     with open_run(config) as run, logged(run.folder / "log.txt"):
-        forget_markers(run, stages, only, start)
+        forget(run, asked_again(stages, only, start))
         walk(run, stages, only)
     return run
 
 
-def forget_markers(run: Run, stages: Sequence[Stage], only: str | None, start: str | None) -> None:
-    """Make the named stage, and all that was made from its old outputs, run again.
-
-    Done once, up front: when this run is interrupted, plain `recloom run` continues it.
-    """
+def asked_again(stages: Sequence[Stage], only: str | None, start: str | None) -> set[str]:
+    """The stages to forget: the named one with all that was made from it, or all from the named one on."""
     again: set[str] = set()
     for stage in stages:
-        if stage.name in (only, start) or again.intersection(stage.needs):
+        if stage.name in (only, start) or (start and again) or again.intersection(stage.needs):
             again.add(stage.name)
-    if start is not None:
-        names = [stage.name for stage in stages]
-        again.update(names[names.index(start) :])
-    for name in again:
+    return again
+
+
+def forget(run: Run, names: set[str]) -> None:
+    """Done once, up front: when this run is interrupted, plain `recloom run` continues it."""
+    for name in names:
         marker_path(run, name).unlink(missing_ok=True)
         run.path(f"stages/{name}.started").unlink(missing_ok=True)
 
@@ -165,14 +164,12 @@ def check_needs(stages: Sequence[Stage], stage: Stage, run: Run, digests: dict[s
 
 
 def print_plan(stages: Sequence[Stage], run: Run, only: str | None, start: str | None) -> None:
-    digests = stage_digests(stages, run)
-    forced = False
+    digests, again = stage_digests(stages, run), asked_again(stages, only, start)
     for number, stage in enumerate(stages, 1):
-        forced = forced or stage.name == start
-        if only is not None and stage.name != only:
-            continue
-        state = "skip" if is_fresh(run, stage, digests[stage.name]) and not forced else "run "
-        print(f"{state} [{number}] {stage.name:<15} {stage.where:<8} {stage.title}")
+        if only is None or stage.name == only:
+            skipped = stage.name not in again and is_fresh(run, stage, digests[stage.name])
+            state = "skip" if skipped else "run "
+            print(f"{state} [{number}] {stage.name:<15} {stage.where:<8} {stage.title}")
 
 
 @contextlib.contextmanager

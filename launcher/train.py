@@ -22,6 +22,7 @@ from pathlib import Path
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
 from recloom.data_shards.errors import UserError
 from recloom.launcher.overrides import HELP, split_overrides
+from recloom.launcher.processes import die_with_parent
 from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
 from recloom.trainer.config_io import read_config
 from recloom.trainer.stages import Run, Stage, finish, is_fresh, prepare_outputs, stage_digests
@@ -29,6 +30,7 @@ from recloom.trainer.systems.registry import recipe
 
 WAIT_SECONDS = 0.5
 STARTED = time.time()
+LAUNCHER = os.getppid()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,9 +51,9 @@ def main() -> None:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.stage is None and world_size == 1 and local_ranks(config) > 1 and not on_gpu():
         relaunch(local_ranks(config))
-    from recloom.trainer.engine import die_with_parent, start_ranks
+    die_with_parent(LAUNCHER)
+    from recloom.trainer.engine import start_ranks
 
-    die_with_parent()
     run = Run(config, config.folder, cache_dir())
     with contextlib.ExitStack() as held:
         if arguments.stage is None:
@@ -102,17 +104,16 @@ def work(run: Run, stage: Stage, rank: int, alone: bool) -> None:
     """One training stage on this rank. Alone, `recloom run` keeps the books; else rank 0 does."""
     import torch.distributed as dist
 
-    stages = recipe(run.config)
-    digest = stage_digests(stages, run)[stage.name]
-    if not alone:
-        if is_fresh(run, stage, digest):
-            if rank == 0:
-                print(f"{stage.name}: finished, skipped", flush=True)
-            return
-        dist.barrier()
+    # Rank 0 alone looks at the files, and decides for all.
+    digest = stage_digests(recipe(run.config), run)[stage.name] if rank == 0 else ""
+    decision = [rank == 0 and not alone and is_fresh(run, stage, digest)]
+    if rank == 0 and not alone and not decision[0]:
+        prepare_outputs(run, stage, digest)
+    dist.broadcast_object_list(decision)
+    if decision[0]:
         if rank == 0:
-            prepare_outputs(run, stage, digest)
-        dist.barrier()
+            print(f"{stage.name}: finished, skipped", flush=True)
+        return
     stage.run(run)
     if rank == 0 and alone:
         atomic_write_text(run.path(f"stages/{stage.name}.ranks_done"), json.dumps({"digest": digest}))

@@ -1,4 +1,4 @@
-"""Make `.venv` with the build that fits this machine: `python3 tools/make_env.py [--dev]`.
+"""Make `.venv` with the build that fits this machine: `python3 tools/make_env.py`.
 
 vLLM's CPU build names torchvision, torchaudio and torchcodec as dependencies without using them
 for text, and pip then fetches their CUDA builds (3.5 GB), which break the CPU build of torch at

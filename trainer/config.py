@@ -105,9 +105,6 @@ class TrainingBlock(Block):
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=2e-5, gt=0)
     warmup_steps: int = Field(default=50, ge=0)
-    final_lr_ratio: float = Field(
-        default=0.0, ge=0, le=1, description="Cosine ends at this share of the peak."
-    )
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -6,11 +6,9 @@ spelled out (its `gradient_clipping`, left unsaid, is 1.0).
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,6 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
 
 LATEST = "latest.json"
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its launcher dies, so that no orphan trains on."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        raise SystemExit("the launcher is gone, this rank stops")
 
 
 def deepspeed_json(
@@ -124,6 +114,10 @@ class Engine:
 
     def __call__(self, **inputs: Any) -> Any:
         return self.engine(**inputs)
+
+    def train(self, mode: bool) -> None:
+        """Training mode, or evaluation mode."""
+        self.engine.train(mode)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss)

@@ -118,12 +118,3 @@ def export(engine: Engine, folder: Path, tokenizer: object, step: int) -> None:
         write_manifest(folder, steps=step)
         shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)
     dist.barrier()
-
-
-def is_tuned(out: Path) -> bool:
-    """True when the export is complete."""
-    try:
-        read_manifest(out / "model")
-    except UserError:
-        return False
-    return True

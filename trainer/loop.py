@@ -44,13 +44,12 @@ class StepRecord:
 
 
 def learning_rate(step: int, total: int, training: TrainingBlock) -> float:
-    """Linear warm-up, then cosine to `final_lr_ratio` of the peak; `step` counts from 0."""
+    """Linear warm-up, then cosine to zero; `step` counts from 0."""
     peak, warmup = training.learning_rate, min(training.warmup_steps, total)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    floor = training.final_lr_ratio
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Loop:

@@ -72,11 +72,12 @@ class Stage:
 def stage_digests(stages: Sequence[Stage], run: Run) -> dict[str, str]:
     """Each stage's digest over its settings, its inputs and the digests of what it needs."""
     made: dict[str, str] = {}
+    values = config_dict(run.config)
     for stage in stages:
         made[stage.name] = digest(
             {
                 "stage": stage.name,
-                "settings": {name: setting(run.config, name) for name in stage.settings},
+                "settings": {name: setting(values, name) for name in stage.settings},
                 "inputs": stage.inputs(run),
                 "needs": {name: made[name] for name in stage.needs},
             }
@@ -84,9 +85,8 @@ def stage_digests(stages: Sequence[Stage], run: Run) -> dict[str, str]:
     return made
 
 
-def setting(config: RunConfig, dotted: str) -> Any:
-    """The value of a dotted name as plain JSON."""
-    value: Any = config_dict(config)
+def setting(value: Any, dotted: str) -> Any:
+    """What a dotted name stands for in nested dictionaries, None where it is not there."""
     for name in dotted.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -107,11 +107,11 @@ def is_fresh(run: Run, stage: Stage, stage_digest: str) -> bool:
         return False
     if marker["digest"] != stage_digest:
         return False
-    return all(same_size(run.path(name), want) for name, want in marker["outputs"].items())
+    return all(size_of(run.path(name)) == size for name, size in marker["outputs"].items())
 
 
-def same_size(path: Path, want: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == want["bytes"]
+def size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def prepare_outputs(run: Run, stage: Stage, stage_digest: str) -> None:
@@ -137,14 +137,14 @@ def remove(path: Path) -> None:
 
 
 def finish(run: Run, stage: Stage, stage_digest: str, started: float) -> None:
-    """Write the stage's marker with the sizes and checksums of what it left."""
-    files = {str(path.relative_to(run.folder)): path for path in output_files(run, stage)}
+    """Write the stage's marker with the sizes of the files it left.
+
+    Checksums stand in the manifests beside the files; who reads a file checks it there.
+    """
     missing = [name for name in stage.outputs if not run.path(name).exists()]
     if missing:
         raise UserError(f"stage {stage.name}: it ended without writing {missing[0]}: run it again.")
-    outputs = {
-        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files.items()
-    }
+    outputs = {str(path.relative_to(run.folder)): size_of(path) for path in output_files(run, stage)}
     atomic_write_json(
         marker_path(run, stage.name),
         {

@@ -27,8 +27,8 @@ FAMILY = Family(
 class ListwiseContext:
     """Item ids of one ranking question; histories run from oldest to newest.
 
-    `liked` and `disliked` take the place of `history` in the prompt when one of them holds items (see
-    `split_by_rating`). `candidates` stand in the order to show. `similar_history` and `prediction` are the
+    `liked` and `disliked` take the place of `history` in the prompt when one of them holds
+    items. `candidates` stand in the order to show. `similar_history` and `prediction` are the
     prompt augmentations (sections 4.3.1 and 4.3.2), None switches one off. `answer` is ranked best first,
     None for inference.
     """
@@ -51,15 +51,6 @@ class ListwiseParse:
     order: list[int]
     invalid: int
     num_lines: int
-
-
-def split_by_rating(
-    items: Sequence[int], ratings: Sequence[float], liked_from: float, disliked_below: float
-) -> tuple[list[int], list[int]]:
-    """The liked (rating >= liked_from) and disliked (rating < disliked_below) items, order kept."""
-    pairs = list(zip(items, ratings, strict=True))
-    liked = [int(item) for item, rating in pairs if rating >= liked_from]
-    return liked, [int(item) for item, rating in pairs if rating < disliked_below]
 
 
 def listwise_sample(template: Template, context: ListwiseContext, options: TextOptions) -> Sample:

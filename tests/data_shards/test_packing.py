@@ -20,7 +20,7 @@ from recloom.data_shards.packing import (
 )
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.textualize import listwise
-from recloom.data_shards.textualize.listwise import ListwiseContext, listwise_sample, split_by_rating
+from recloom.data_shards.textualize.listwise import ListwiseContext, listwise_sample
 from recloom.data_shards.textualize.template import TextOptions, load_template, one_line_titles
 
 SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
@@ -93,7 +93,7 @@ def real_lengths(shared_data: Path, tokenizer_folder: Path) -> list[int]:
     for user in range(1, 944):
         mine = data_N4[data_N4[:, 0] == user]
         mine = mine[np.argsort(mine[:, 3], kind="stable")]
-        liked, disliked = split_by_rating(mine[:, 1] - 1, mine[:, 2], 4, 3)
+        liked, disliked = ((mine[keep, 1] - 1).tolist() for keep in (mine[:, 2] >= 4, mine[:, 2] < 3))
         liked_lists.append(liked)
         shown = rng.choice(len(options.titles), 10, replace=False).tolist()
         similar = liked_lists[rng.integers(len(liked_lists))]

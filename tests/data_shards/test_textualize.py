@@ -16,7 +16,6 @@ from recloom.data_shards.textualize.listwise import (
     ListwiseContext,
     listwise_sample,
     parse_listwise,
-    split_by_rating,
 )
 from recloom.data_shards.textualize.rating import RatingContext, rating_sample
 from recloom.data_shards.textualize.template import (
@@ -64,9 +63,7 @@ def test_listwise_prompt(ranking: Template) -> None:
 
 
 def test_liked_and_disliked_replace_the_history(ranking: Template) -> None:
-    liked, disliked = split_by_rating([0, 1, 2, 3], [5, 2, 3, 4], liked_from=4, disliked_below=3)
-    assert (liked, disliked) == ([0, 3], [1])
-    context = replace(LISTWISE, liked=liked, disliked=disliked)
+    context = replace(LISTWISE, liked=[0, 3], disliked=[1])
     text = sample_text(listwise_sample(ranking, context, OPTIONS).prompt)
     assert "Liked:\nAlien (1979)\nBirds, The (1963)\nDisliked:\nHeat (1995)\nCandidate Items:\n" in text
     assert "Interaction History:\nAlien" not in text

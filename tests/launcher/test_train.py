@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -34,9 +35,9 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in metric_lines(folder) if "loss" in row]
 
 
-def wait_for(process: subprocess.Popen[bytes], condition: object, log: Path) -> None:
+def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + 300
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
         time.sleep(0.05)
 

@@ -31,8 +31,7 @@ class Evaluation(Callback):
             print(f"{self.label}: step {record.step} | validation loss {loss:.4f}", flush=True)
 
     def validation_loss(self, loop: Loop) -> float:
-        module = loop.engine.engine
-        module.eval()
+        loop.engine.train(False)
         self.stream.load_state({"epoch": 0, "step": 0, "window": 0, "row": 0})
         total, tokens = torch.zeros((), dtype=torch.float64, device=loop.engine.device), 0
         with torch.no_grad():
@@ -40,6 +39,6 @@ class Evaluation(Callback):
                 tokens += batch.num_answer_tokens
                 for row in batch.rows:
                     total += answer_loss(loop.engine, row, loop.attention, loop.engine.device).double()
-        module.train()
+        loop.engine.train(True)
         dist.all_reduce(total)
         return total.item() / tokens

@@ -85,7 +85,8 @@ def test_ratings_stay_in_range_and_scores_are_ratings(backbone: deepfm.DeepFM) -
 
 
 def test_starts_at_the_mean_rating_and_works_without_attributes(rating: RatingData) -> None:
-    none = FeatureTable((), np.zeros((60, 0), np.int64), np.zeros((60, 0), np.float32), np.zeros(0, np.int64), (("", ""),))  # fmt: skip  # noqa: E501
+    index_ES, weight_ES = np.zeros((60, 0), np.int64), np.zeros((60, 0), np.float32)
+    none = FeatureTable((), index_ES, weight_ES, np.zeros(0, np.int64), (("", ""),))
     bare = replace(rating, user_features=none)
     backbone = deepfm.DeepFM.build(bare, deepfm.Settings())
     assert backbone.bias.item() == pytest.approx(float(rating.train.rating_N.mean()))

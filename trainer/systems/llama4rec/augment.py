@@ -18,7 +18,7 @@ from recloom.data_shards.splits import Splits
 from recloom.data_shards.tables import Tables
 from recloom.data_shards.textualize.listwise import parse_listwise
 from recloom.trainer.models import load_tokenizer
-from recloom.trainer.requests import Answer, Request, read_answers
+from recloom.trainer.requests import REQUESTS, Answer, Request, read_answers, read_requests
 from recloom.trainer.stages import BulkPass, Run
 from recloom.trainer.systems.llama4rec.backbones import open_backbone
 from recloom.trainer.systems.llama4rec.prepare import load_data
@@ -79,11 +79,12 @@ def run_augment(run: Run) -> None:
     run.path("augment").mkdir(parents=True, exist_ok=True)  # stays empty where no task is augmented
     tables, _ = load_data(run)
     tokenizer = load_tokenizer(str(run.path("tune/llama4rec/model")))
-    requests = {request.key: request for request in passes(run)[0].requests}
-    answers = read_answers(run.path("bulk/augment"))
+    folder = run.path("bulk/augment")
+    asked = {request.key: list(request.prompt_ids) for request in read_requests(folder / REQUESTS)}
+    answers = read_answers(folder)
     for task in augmented_tasks(run):
         records = [
-            record(answer, tokenizer.decode(list(requests[answer.key].prompt_ids)), tables.titles)
+            record(answer, tokenizer.decode(asked[answer.key]), tables.titles)
             for answer in answers
             if answer.meta["task"] == task
         ]

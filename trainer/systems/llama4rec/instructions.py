@@ -8,12 +8,11 @@ validation or test row is read here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from recloom.data_shards.artifacts import cache_dir
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.samples import Sample
@@ -22,6 +21,7 @@ from recloom.data_shards.splits import Interactions, Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.evaluate import masked_scores, predict_ratings, rank_topk
+from recloom.trainer.config import InstructionsBlock
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.backbones import held_back_mask, open_backbone, task_split
@@ -29,6 +29,7 @@ from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
 from recloom.trainer.systems.llama4rec.questions import label_ids, rating_labels
 
+Marked = tuple[Sample, bool]  # a sample, and whether it is kept for validation
 TASK_NUMBER = {"direct": 1, "sequential": 2, "rating": 3}
 POOL = 3  # pads are drawn from the backbone's first POOL * candidates un-interacted items
 
@@ -48,7 +49,7 @@ def run_instructions(run: Run) -> None:
     """Write the corpora: one of augmented prompts, one of plain ones, or both mixed when shared."""
     tables, splits = load_data(run)
     corpora = build_corpora(run, tables, splits)
-    tokenizer = load_tokenizer(resolve_model(run.config.model.path, cache_dir()))
+    tokenizer = load_tokenizer(resolve_model(run.config.model.path, run.cache))
     renderer = Renderer(tokenizer)
     if run.config.backbones.rating is not None and run.config.rank.rating_rule == "expected":
         label_ids(renderer, rating_labels(tables))  # fails here rather than after hours of tuning
@@ -71,11 +72,12 @@ def run_instructions(run: Run) -> None:
 def build_corpora(run: Run, tables: Tables, splits: Splits) -> dict[str, tuple[list[Sample], list[Sample]]]:
     """Training and validation samples by corpus name, each in a seeded random order."""
     config = run.config
-    plain: list[tuple[Sample, bool]] = []
-    augmented: list[tuple[Sample, bool]] = []
+    augmented: list[Marked] = []
+    plain: list[Marked] = []
     for task in config.backbones.tasks:
-        for with_backbone, into in ((True, augmented), (False, plain)):
-            into += task_samples(run, tables, splits, task, with_backbone)
+        with_backbone, without = task_samples(run, tables, splits, task)
+        augmented += with_backbone
+        plain += without
     augmented, plain = without_repeats(augmented), without_repeats(plain)
     if config.training.ift == "separate":
         return {"llama4rec": parted(augmented, config.seed), "ift": parted(plain, config.seed)}
@@ -84,53 +86,65 @@ def build_corpora(run: Run, tables: Tables, splits: Splits) -> dict[str, tuple[l
     return {"llama4rec": parted(without_repeats(mixed), config.seed)}
 
 
-def without_repeats(samples: list[tuple[Sample, bool]]) -> list[tuple[Sample, bool]]:
+def without_repeats(samples: list[Marked]) -> list[Marked]:
     """Two tasks, or a prompt that no augmentation changed, can give the same sample: the first stays."""
     return list({sample.key: (sample, is_valid) for sample, is_valid in reversed(samples)}.values())[::-1]
 
 
-def parted(samples: list[tuple[Sample, bool]], seed: int) -> tuple[list[Sample], list[Sample]]:
+def parted(samples: list[Marked], seed: int) -> tuple[list[Sample], list[Sample]]:
     """Training and validation samples, shuffled."""
     order = np.random.default_rng([seed, 7]).permutation(len(samples))
     train = [samples[index][0] for index in order if not samples[index][1]]
     return train, [samples[index][0] for index in order if samples[index][1]]
 
 
-def task_samples(
-    run: Run, tables: Tables, splits: Splits, task: str, with_backbone: bool
-) -> list[tuple[Sample, bool]]:
-    """(sample, is validation) of one task. The same users and targets with and without augmentation."""
-    config = run.config
+def task_samples(run: Run, tables: Tables, splits: Splits, task: str) -> tuple[list[Marked], list[Marked]]:
+    """One task's samples with both prompt augmentations, and the same users and targets without."""
+    config, num_users = run.config, tables.num_users
     train = task_split(splits, task).train
     held = held_back_mask(train, config.instructions.holdback)
-    backbone = open_backbone(run, "inner", task)
     known, targets = train.select(~held), train.select(held)
-    prompter = make_prompter(
-        config,
-        tables.titles,
-        tables.num_users,
-        task,
-        known,
-        known,
-        disliked_rows(run, splits, task),
-        backbone if with_backbone else None,
-    )
-    users = eligible_users(train, targets, tables.num_users, config.instructions.min_interactions)
+    backbone = open_backbone(run, "inner", task)
+    users = eligible_users(train, targets, num_users, config.instructions.min_interactions)
+    disliked = disliked_rows(run, splits, task)
+    drafts = drafter(run, backbone, task, train, known, targets, users)
+    made = [
+        marked(
+            config.instructions,
+            task,
+            drafts(make_prompter(config, tables.titles, num_users, task, known, known, disliked, speaker)),
+        )
+        for speaker in (backbone, None)
+    ]
+    return made[0], made[1]
+
+
+def drafter(
+    run: Run,
+    backbone: Backbone,
+    task: str,
+    train: Interactions,
+    known: Interactions,
+    targets: Interactions,
+    users: np.ndarray,
+) -> Callable[[Prompter], Iterator[Sample]]:
+    """Asks the inner backbone once; the function it returns writes the samples with any prompter."""
     if task == "rating":
         predictions = predict_ratings(backbone, targets.user_N, targets.item_N)
-        drafts = rating_drafts(prompter, targets, predictions, users, config.seed)
-    else:
-        sequences = train.sequences(tables.num_users)
-        pool = pool_of(run, backbone, prompter, targets, users, [sequences[user] for user in users])
-        drafts = listwise_drafts(run, prompter, targets, users, pool, TASK_NUMBER[task])
-    wanted = config.instructions.per_task + config.instructions.validation
-    found = list(unique(drafts, wanted))
+        return lambda prompter: rating_drafts(prompter, targets, predictions, users, run.config.seed)
+    pool = pool_of(run, backbone, train, known, targets, users)
+    return lambda prompter: listwise_drafts(run, prompter, targets, users, pool, TASK_NUMBER[task])
+
+
+def marked(settings: InstructionsBlock, task: str, drafts: Iterator[Sample]) -> list[Marked]:
+    """As many samples as the config wants, the first ones kept for validation."""
+    found = list(unique(drafts, settings.per_task + settings.validation))
     if not found:
         raise UserError(
-            f"instructions: task {task} has no user with {config.instructions.min_interactions} training "
+            f"instructions: task {task} has no user with {settings.min_interactions} training "
             "interactions: lower instructions.min_interactions or use more data."
         )
-    num_valid = min(config.instructions.validation, len(found) // 10)
+    num_valid = min(settings.validation, len(found) // 10)
     return [(sample, position < num_valid) for position, sample in enumerate(found)]
 
 
@@ -174,13 +188,14 @@ def rating_drafts(
 def pool_of(
     run: Run,
     backbone: Backbone,
-    prompter: Prompter,
+    train: Interactions,
+    known: Interactions,
     targets: Interactions,
     users: np.ndarray,
-    seen: list[np.ndarray],
 ) -> Pool:
     """What the inner backbone says of each user: its best un-interacted items, and the held-back ones."""
-    histories = [prompter.history(user) for user in users]
+    shown, taken = known.sequences(backbone.num_users), train.sequences(backbone.num_users)
+    histories, seen = [shown[user] for user in users], [taken[user] for user in users]
     items_BP, scores_BP = rank_topk(backbone, users, histories, seen, POOL * run.config.prompts.candidates)
     end = np.searchsorted(targets.user_N, np.arange(backbone.num_users + 1))
     held_N = np.zeros(len(targets))
