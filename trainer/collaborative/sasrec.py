@@ -5,67 +5,24 @@ Shapes: B sequences, L length, D embedding width, I items, M targets that are no
 
 from __future__ import annotations
 
-from typing import Self
-
-import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor, nn
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
 
-from recloom.trainer.collaborative.base import BackboneSettings, Batch, Sizes, Task
-from recloom.trainer.collaborative.tasks import SequentialBackbone
+from recloom.trainer.collaborative.base import Batch, Task
+from recloom.trainer.collaborative.transformer import TransformerBackbone, TransformerSettings
 
 TASK: Task = "sequential"
 
 
-class Settings(BackboneSettings):
+class Settings(TransformerSettings):
     model: str = "sasrec"
     learning_rate: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 1e-5
     batch_size: PositiveInt = 64
-    max_epochs: PositiveInt = 100
-    patience: PositiveInt = 5
-    max_length: int = Field(default=50, gt=0, description="items of history that the model sees")
-    blocks: int = Field(default=2, gt=0)
-    heads: int = Field(default=1, gt=0)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def heads_divide(self) -> Self:
-        if self.embedding % self.heads:
-            raise ValueError(
-                f"embedding is {self.embedding}, heads is {self.heads}: heads must divide embedding, "
-                "change one of them."
-            )
-        return self
 
 
-class Block(nn.Module):
-    """Causal self-attention, then a point-wise feed-forward net, each pre-norm with a residual."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.feed = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
-        )
-
-    def forward(self, hidden_BLD: Tensor, allowed_B1LL: Tensor) -> Tensor:
-        normed_BLD = self.attention_norm(hidden_BLD)
-        query_BHLd, key_BHLd, value_BHLd = (
-            layer(normed_BLD).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        mixed_BHLd = F.scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=allowed_B1LL)
-        mixed_BLD = mixed_BHLd.transpose(1, 2).flatten(2)
-        hidden_BLD = hidden_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
-        fed_BLD = self.feed(self.feed_norm(hidden_BLD))
-        return hidden_BLD + F.dropout(fed_BLD, self.dropout, self.training)
-
-
-class SASRec(SequentialBackbone):
+class SASRec(TransformerBackbone):
     """Scores are dot products of the last hidden state and the tied item embeddings (eq. 6).
 
     The loss is the full softmax, not the paper's binary cross-entropy with one sampled negative. On
@@ -73,45 +30,9 @@ class SASRec(SequentialBackbone):
     (three settings, one seed), in no less time.
     """
 
-    def __init__(self, settings: Settings, sizes: Sizes) -> None:
-        super().__init__(settings, sizes)
-        width = settings.embedding
-        self.history_length = settings.max_length
-        self.items = nn.Embedding(self.num_items + 1, width, padding_idx=self.num_items)
-        self.positions = nn.Embedding(settings.max_length, width)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, settings.heads, settings.dropout) for _ in range(settings.blocks)
-        )
-        self.norm = nn.LayerNorm(width)
-        for table in (self.items.weight, self.positions.weight):
-            nn.init.normal_(table, std=0.02)
-
-    def encode(self, inputs_BL: Tensor) -> Tensor:
-        """Hidden states (B, L, D); inputs are padded on the left, positions count from the right."""
-        inputs_BL = inputs_BL[:, -self.history_length :]
-        length = inputs_BL.shape[1]
-        real_BL = inputs_BL != self.num_items
-        causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
-        # a padded row attends to itself, otherwise its softmax is over nothing
-        allowed_BLL = causal_LL & (real_BL[:, None, :] | torch.eye(length, dtype=torch.bool))
-        positions_L = torch.arange(self.history_length - length, self.history_length)
-        hidden_BLD = self.items(inputs_BL) * self.items.embedding_dim**0.5 + self.positions(positions_L)
-        hidden_BLD = self.dropout(hidden_BLD)
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, allowed_BLL[:, None])
-        return self.norm(hidden_BLD)
-
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the next item over the full catalogue, at every real position."""
         inputs_BL, targets_BL = batch
         real_BL = targets_BL != self.num_items
         hidden_MD = self.encode(inputs_BL)[real_BL]
         return F.cross_entropy(hidden_MD @ self.item_vectors().T, targets_BL[real_BL])
-
-    def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
-        """The representation of the sequence: the hidden state at its last item."""
-        return self.encode(histories_BL)[:, -1]
-
-    def item_vectors(self) -> Tensor:
-        return self.items.weight[: self.num_items]
