@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from recloom.data_shards.splits import Interactions
 from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.features import encode_features
+from recloom.trainer.collaborative.fields import FieldBackbone
+from recloom.trainer.collaborative.registry import backbone_class, backbone_module
 
 NUM_USERS, NUM_ITEMS, NUM_GROUPS = 60, 40, 4
 
@@ -49,6 +53,22 @@ def rating() -> RatingData:
         rows.select(last_N),
         (1.0, 5.0),
     )
+
+
+@pytest.fixture
+def rating_backbone(rating: RatingData) -> Callable[..., FieldBackbone]:
+    """Builds a rating backbone by name, with settings: random weights, double precision, evaluation mode."""
+
+    def build(name: str, **settings: object) -> FieldBackbone:
+        module = backbone_module(name)
+        torch.manual_seed(0)
+        backbone = backbone_class(module).build(rating, module.Settings(**settings))
+        for parameter in backbone.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        assert isinstance(backbone, FieldBackbone)
+        return backbone.double().eval()
+
+    return build
 
 
 @pytest.fixture(scope="session")
