@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from recloom.data_shards.errors import UserError
 from recloom.data_shards.read_columns import (
     Format,
     check_filled,
@@ -18,6 +17,7 @@ from recloom.data_shards.read_columns import (
     read_columns,
     timestamps,
 )
+from recloom.data_shards.sources.k_core import k_core, key_codes
 from recloom.data_shards.tables import Tables, assemble_tables, check_keys
 
 RESERVED = {"item", "item_key", "title", "user", "user_key"}
@@ -129,7 +129,8 @@ def load(settings: Settings, cache: Path) -> Tables:
     users = read_entities(settings.users, "user", rows)
     for column, table in (("item", items), ("user", users)):
         check_keys(settings.name, rows[f"{column}_key"], table[f"{column}_key"], column)
-    return assemble_tables(settings.name, k_core(settings, rows), items, users)
+    core = k_core(settings.name, rows, settings.min_interactions)
+    return assemble_tables(settings.name, core, items, users)
 
 
 def read_interactions(file: InteractionFile) -> pa.Table:
@@ -149,11 +150,6 @@ def read_interactions(file: InteractionFile) -> pa.Table:
         check_unique(file.location, "user and item, and no timestamp column is mapped", identity)
     columns["timestamp"] = pa.array(time_N, pa.int64())
     return pa.table(columns)
-
-
-def key_codes(key_N: pa.ChunkedArray) -> np.ndarray:
-    """Small integers that are equal where the keys are."""
-    return pc.index_in(key_N, value_set=key_N.unique()).to_numpy()
 
 
 def read_entities(file: ItemFile | UserFile | None, column: str, rows: pa.Table) -> pa.Table:
@@ -177,20 +173,3 @@ def with_title(items: pa.Table) -> pa.Table:
         title = pc.if_else(pc.equal(given, ""), items["item_key"], given)
         items = items.drop_columns("title")
     return items.add_column(1, "title", title)
-
-
-def k_core(settings: Settings, rows: pa.Table) -> pa.Table:
-    """Drop users and items with fewer than `min_interactions` rows until none is left to drop."""
-    while True:
-        enough_N = np.ones(rows.num_rows, bool)
-        for column in ("user_key", "item_key"):
-            code_N = key_codes(rows[column])
-            enough_N &= np.bincount(code_N)[code_N] >= settings.min_interactions
-        if enough_N.all():
-            return rows
-        rows = rows.filter(pa.array(enough_N))
-        if rows.num_rows == 0:
-            raise UserError(
-                f"data.min_interactions is {settings.min_interactions}, which leaves no interaction of "
-                f"{settings.name}: lower it."
-            )
