@@ -13,6 +13,23 @@ PAPER: dict[str, dict[str, float]] = {
     "ML-1M": {"users": 6040, "items": 3706, "interactions": 1_000_209, "density": 0.044683},
     "BookCrossing": {"users": 6851, "items": 9085, "interactions": 115_219, "density": 0.001851},
 }
+PAPER_FEATURES: dict[str, dict[str, list[str]]] = {
+    "ML-100K": {
+        "user": ["Gender", "ZipCode", "Occupation", "Age"],
+        "item": ["Title", "Genres", "Year"],
+        "augmented": ["Movie Director", "Movie Star"],
+    },
+    "ML-1M": {
+        "user": ["Gender", "ZipCode", "Occupation", "Age"],
+        "item": ["Title", "Genres"],
+        "augmented": ["Movie Director", "Movie Star"],
+    },
+    "BookCrossing": {
+        "user": ["Location", "Age"],
+        "item": ["Title", "Author", "Year", "Publisher"],
+        "augmented": ["Book Genres", "Page Length"],
+    },
+}
 DENSITY_STEP = 1e-6  # the paper cuts its densities at six places
 
 
@@ -20,7 +37,8 @@ def dataset_card(tables: Tables, splits: Splits) -> dict[str, Any]:
     """Counts as plain numbers, ready for JSON.
 
     `measured` and `paper` (None for a data set that the paper does not use) share their keys;
-    density = interactions / (users * items). `tasks` counts the interactions of each part.
+    density = interactions / (users * items). `tasks` counts the interactions of each part. `features` are
+    the columns of users and items, `paper_features` the paper's, with those that its LLM adds (augmented).
     """
     rows, users, items = tables.interactions.num_rows, tables.num_users, tables.num_items
     tasks = {
@@ -34,6 +52,8 @@ def dataset_card(tables: Tables, splits: Splits) -> dict[str, Any]:
         "average_length": rows / users,
         "tasks": tasks,
         "paper": PAPER.get(tables.name),
+        "features": {"user": tables.users.column_names[2:], "item": tables.items.column_names[2:]},
+        "paper_features": PAPER_FEATURES.get(tables.name),
     }
 
 
@@ -49,7 +69,20 @@ def format_card(card: dict[str, Any]) -> str:
     for task, parts in card["tasks"].items():
         counts = ", ".join(f"{part} {count:,}" for part, count in parts.items())
         lines.append(f"  {task:<8}uses {sum(parts.values()):,}: {counts}")
+    lines += feature_lines(card["features"], card["paper_features"] or {})
     return "\n".join([*lines, f"  {difference(measured, paper)}"])
+
+
+def feature_lines(here: dict[str, list[str]], paper: dict[str, list[str]]) -> list[str]:
+    """The columns of users and items, the paper's in the next line; augmented ones come after the card."""
+    lines = []
+    for kind in ("user", "item", "augmented"):
+        if kind in here:
+            lines.append(f"  {kind + ' features':<20}here   {', '.join(here[kind]) or 'none'}")
+        if kind in paper:
+            label = "" if kind in here else f"{kind} features"
+            lines.append(f"  {label:<20}paper  {', '.join(paper[kind])}")
+    return lines
 
 
 def number(value: float) -> str:

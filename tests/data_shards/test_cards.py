@@ -1,8 +1,10 @@
 """The dataset card beside the paper's row."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 
-from recloom.data_shards.cards import PAPER, dataset_card, format_card
+from recloom.data_shards.cards import PAPER, PAPER_FEATURES, dataset_card, format_card
 from recloom.data_shards.splits import leave_one_out
 from recloom.data_shards.tables import Tables, assemble_tables
 
@@ -58,3 +60,25 @@ def test_card_that_agrees() -> None:
     card = dataset_card(tables, leave_one_out(tables, 4.0))
     exact = {**PAPER["ML-1M"], "density": 1_000_209 / (6040 * 3706)}
     assert format_card({**card, "measured": exact}).endswith("Agrees with Llama4Rec, Table 1.")
+
+
+def test_card_shows_the_features_beside_the_papers() -> None:
+    tables = make_tables("BookCrossing")
+    items = tables.items.append_column("author", pa.array(["a"] * 4))
+    card = dataset_card(replace(tables, items=items), leave_one_out(tables, None))
+    assert card["features"] == {"user": [], "item": ["title", "author"]}
+    assert format_card(card).splitlines()[-6:-1] == [
+        "  user features       here   none",
+        "                      paper  Location, Age",
+        "  item features       here   title, author",
+        "                      paper  Title, Author, Year, Publisher",
+        "  augmented features  paper  Book Genres, Page Length",
+    ]
+    assert PAPER_FEATURES.keys() == PAPER.keys()
+
+
+def test_features_without_a_paper_row() -> None:
+    tables = make_tables("mine")
+    text = format_card(dataset_card(tables, leave_one_out(tables, None)))
+    assert "item features       here   title\n" in text
+    assert "paper  " not in text and "augmented" not in text
