@@ -6,7 +6,8 @@
     users          user int32 (= row number), user_key string, attributes (string)
 
 Ids are dense integers; the keys are the source's own ids. An attribute with several values joins them
-by "|". Where a source has no times, the timestamp is the row's position in the file.
+by "|". Where a source has no times, the timestamp is the row's position in the file, or in the order that the
+source gives the user's history.
 """
 
 from __future__ import annotations
