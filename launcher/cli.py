@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     run.add_argument("config", type=Path, help="a YAML of configs/")
+    add_layers(run)
     run.add_argument("--only", metavar="STAGE", help="this stage alone, again")
     run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it again")
     run.add_argument("--dry-run", action="store_true", help="say what would run, do nothing")
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "validate", help="check a config and whether it fits the cluster", epilog=HELP, allow_abbrev=False
     )
     validate.add_argument("config", type=Path)
+    add_layers(validate)
     validate.add_argument("--gpus", type=int, default=1, help="GPUs in all (default 1)")
     validate.add_argument("--gpu-memory", type=float, default=80, help="GiB a GPU (default 80)")
 
@@ -46,9 +48,24 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--index", type=int, default=0, help="which one (default 0)")
     inspect.add_argument("--verify", action="store_true", help="check all shards for damage instead")
 
-    report = commands.add_parser("report", help="print a run's results table and write its report again")
-    report.add_argument("run", type=Path, help="a run folder")
+    report = commands.add_parser(
+        "report", help="print results beside the paper's figures, and write each run's report again"
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several, one table")
+    report.add_argument("--markdown", action="store_true", help="print the comparison as Markdown")
     return made
+
+
+def add_layers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--with",
+        dest="layers",
+        metavar="YAML",
+        type=Path,
+        action="append",
+        default=[],
+        help="settings laid over the config, such as configs/llama4rec/parts/cluster_7b.yaml; repeatable",
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,17 +99,17 @@ def dispatch(arguments: list[str]) -> int:
         return env_command()
     if options.command == "inspect":
         return inspect_command(options)
-    return report_command(options.run)
+    return report_command(options.runs, options.markdown)
 
 
 def run_command(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    from recloom.launcher.run import run_recipe
+    from recloom.launcher.run import run_config
     from recloom.trainer.config_io import read_config
 
-    config = read_config(options.config, overrides)
-    run = run_recipe(config, options.only, options.start, options.dry_run)
+    config = read_config(options.config, overrides, options.layers)
+    run_config(config, options.only, options.start, options.dry_run)
     if not options.dry_run and options.only is None:
-        report_command(run.folder)
+        report_command([config.folder])
     return 0
 
 
@@ -100,7 +117,7 @@ def validate_command(options: argparse.Namespace, overrides: list[tuple[str, str
     from recloom.trainer.config_io import read_config
     from recloom.trainer.plan import format_plan, make_plan
 
-    plan = make_plan(read_config(options.config, overrides), options.gpus, options.gpu_memory)
+    plan = make_plan(read_config(options.config, overrides, options.layers), options.gpus, options.gpu_memory)
     print(format_plan(plan))
     return 0 if plan.ok else 1
 
@@ -126,14 +143,20 @@ def inspect_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def report_command(folder: Path) -> int:
+def report_command(folders: list[Path], markdown: bool = False) -> int:
+    from recloom.trainer.report.compare import comparison
     from recloom.trainer.report.html import write_report
-    from recloom.trainer.report.read import read_results
+    from recloom.trainer.report.read import read_run
     from recloom.trainer.report.tables import results_table
 
-    page = write_report(folder)
-    print(results_table(read_results(folder / "results.jsonl")))
-    print(f"report: {page}")
+    records = [read_run(folder) for folder in folders]
+    compared = comparison(records, markdown)
+    if len(records) == 1 and not markdown:
+        print(results_table(records[0].rows))
+    print(compared, end="\n" if compared else "")
+    for folder in folders:
+        page = write_report(folder)
+        print("" if markdown else f"report: {page}\n", end="")
     return 0
 
 

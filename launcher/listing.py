@@ -10,12 +10,14 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.config_io import read_config
 from recloom.trainer.systems.registry import recipe
 
+Row = tuple[str, str, str, str]
+
 
 def format_runs(folder: Path) -> str:
     """One line a run: name, finished stages of all, the next stage, where it lies."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: runs appear there after `recloom run CONFIG`.")
-    rows = [describe_run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    rows = [row for path in sorted(folder.glob("*/config.yaml")) for row in describe_runs(path.parent)]
     if not rows:
         return f"{folder}: no runs yet; start one with `recloom run configs/llama4rec_quickstart.yaml`."
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -24,7 +26,15 @@ def format_runs(folder: Path) -> str:
     )
 
 
-def describe_run(folder: Path) -> tuple[str, str, str, str]:
+def describe_runs(folder: Path) -> list[Row]:
+    """A run, or one line for each of its seeds."""
+    seeds = sorted(path.parent for path in folder.glob("seed_*/config.yaml"))
+    if not seeds:
+        return [describe_run(folder)]
+    return [(f"{folder.name} {seed.name}", *describe_run(seed)[1:]) for seed in seeds]
+
+
+def describe_run(folder: Path) -> Row:
     try:
         names = [stage.name for stage in recipe(read_config(folder / "config.yaml"))]
     except UserError as error:

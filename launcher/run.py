@@ -24,6 +24,7 @@ from recloom.trainer.stages import (
     is_fresh,
     marker_path,
     prepare_outputs,
+    seed_folder,
     stage_digests,
 )
 from recloom.trainer.systems.registry import recipe
@@ -44,6 +45,24 @@ def open_run(config: RunConfig) -> Iterator[Run]:
             atomic_write_text(folder / "config.yaml", dump_config(config))
             write_environment(folder / "env.json")
             yield Run(config, folder, cache_dir())
+
+
+def run_config(
+    config: RunConfig, only: str | None = None, start: str | None = None, dry_run: bool = False
+) -> None:
+    """The recipe of a config, once or for each of its seeds in turn; see `run_recipe`."""
+    if not config.seeds:
+        run_recipe(config, only, start, dry_run)
+        return
+    check_names(recipe(config), only, start)
+    with unused_folder_removed(config.folder):
+        if not dry_run:
+            config.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(config.folder / "config.yaml", dump_config(config))
+        for number, seed in enumerate(config.seeds, 1):
+            print(f"seed {seed} ({number} of {len(config.seeds)})", flush=True)
+            own = {"seed": seed, "seeds": (), "run_dir": str(seed_folder(config, seed))}
+            run_recipe(config.model_copy(update=own), only, start, dry_run)
 
 
 def run_recipe(
@@ -106,7 +125,7 @@ def unused_folder_removed(folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if is_new and not any(folder.glob("stages/*.json")):
+        if is_new and not any(folder.rglob("stages/*.json")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

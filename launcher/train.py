@@ -24,8 +24,17 @@ from recloom.data_shards.errors import UserError
 from recloom.launcher.overrides import HELP, split_overrides
 from recloom.launcher.processes import die_with_parent
 from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
+from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import read_config
-from recloom.trainer.stages import Run, Stage, finish, is_fresh, prepare_outputs, stage_digests
+from recloom.trainer.stages import (
+    Run,
+    Stage,
+    finish,
+    is_fresh,
+    prepare_outputs,
+    seed_folder,
+    stage_digests,
+)
 from recloom.trainer.systems.registry import recipe
 
 WAIT_SECONDS = 0.5
@@ -39,6 +48,15 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", type=Path, required=True, help="a YAML of configs/")
     made.add_argument(
+        "--with",
+        dest="layers",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="settings laid over it",
+    )
+    made.add_argument(
         "--stage", help="one training stage only, its inputs being there (used by `recloom run`)"
     )
     made.add_argument("--local_rank", type=int, help="set by the launcher")
@@ -47,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments, overrides = split_overrides(parser(), sys.argv[1:])
-    config = read_config(arguments.config, overrides)
+    config = read_config(arguments.config, overrides, arguments.layers)
+    check_one_seed(config)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.stage is None and world_size == 1 and local_ranks(config) > 1 and not on_gpu():
         relaunch(local_ranks(config))
@@ -61,6 +80,12 @@ def main() -> None:
         start_ranks(config.parallel)
         for stage in training_stages(run, arguments.stage):
             work(run, stage, rank, alone=arguments.stage is not None)
+
+
+def check_one_seed(config: RunConfig) -> None:
+    if config.seeds:
+        one = f"--seed {config.seeds[0]} --seeds [] --run_dir {seed_folder(config, config.seeds[0])}"
+        raise UserError(f"seeds = {list(config.seeds)}: a launch trains for one of them: add {one}.")
 
 
 def on_gpu() -> bool:

@@ -19,6 +19,7 @@ from recloom.trainer.requests import BulkSettings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Cutoff = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -45,6 +46,10 @@ class ModelBlock(Block):
         default="packed",
         description="Attention of packed rows: a causal call a sample, or one call under a dense block mask.",
     )
+    tuned: str | None = Field(
+        default=None,
+        description="A finished run whose tuned models answer here; nothing is tuned then.",
+    )
 
 
 class BackbonesBlock(Block):
@@ -64,6 +69,7 @@ class PromptsBlock(Block):
         default="listwise", description="A YAML in data_shards/textualize/templates, or a path."
     )
     rating_template: str = Field(default="rating", description="Likewise, for rating prediction.")
+    attributes_template: str = Field(default="attributes", description="Likewise, for item attributes.")
     item_noun: str = Field(default="movie", description="What an item is called in prompts.")
     history_items: int = Field(default=20, ge=1, description="Latest history items shown.")
     disliked_items: int = Field(default=5, ge=0, description="Latest disliked items shown; 0: none.")
@@ -82,7 +88,18 @@ class PromptsBlock(Block):
 
 
 class InstructionsBlock(Block):
-    per_task: int = Field(default=5000, ge=1, description="Training prompts a task (5,000 in the paper).")
+    per_task: int = Field(
+        default=5000,
+        ge=1,
+        description="Training prompts of listwise ranking, which the top-k backbones share, and as many of "
+        "rating prediction (5,000 each and data set in the paper).",
+    )
+    also: tuple[str, ...] = Field(
+        default=(), description="Runs on other data sets whose training prompts are mixed in."
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Training prompts in all, a seeded sample; empty: every one."
+    )
     holdback: int = Field(
         default=10, ge=1, description="Latest training items of a user kept from the cross-fitted backbone."
     )
@@ -134,6 +151,19 @@ class ParallelBlock(Block):
     )
 
 
+class AttributesBlock(Block):
+    """Item attributes that the LLM fills in (section 4.2.3)."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="The attributes, such as director and star.")
+    examples: tuple[dict[str, str], ...] = Field(
+        min_length=1, description="Items to learn the format from: `title` and every attribute."
+    )
+    items: int | None = Field(
+        default=None, ge=1, description="Items asked about, the most rated first; all when empty."
+    )
+    max_tokens: int = Field(default=40, ge=1, description="Longest answer.")
+
+
 class AugmentBlock(Block):
     direct_pairs: int = Field(
         default=1, ge=0, description="Pairs of un-interacted items ranked for a user (section 4.2.1)."
@@ -147,6 +177,12 @@ class AugmentBlock(Block):
     users: int | None = Field(
         default=None, ge=1, description="Users augmented, a seeded sample; all when empty."
     )
+    reuse: str | None = Field(
+        default=None, description="A finished run on the same data whose augmentation files serve here."
+    )
+    attributes: AttributesBlock | None = Field(
+        default=None, description="Item attributes by in-context learning, for rating backbones."
+    )
 
 
 class RankBlock(Block):
@@ -155,6 +191,10 @@ class RankBlock(Block):
         default=False,
         description="Ask the LLM only for users whose target is among the k' candidates: every other user "
         "scores 0 under any order, so the metrics are the same over all users at a fraction of the cost.",
+    )
+    ranking: Literal["listwise", "pointwise", "best"] = Field(
+        default="listwise",
+        description="The LLM orders the candidates, or rates each one, or whichever is better on validation.",
     )
     rating_users: int | None = Field(
         default=None, ge=1, description="Users of the rating task asked, a seeded sample."
@@ -171,6 +211,9 @@ class EvaluateBlock(Block):
     alpha_1: tuple[Share, ...] = Field(default=(0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
     alpha_2: tuple[Share, ...] = Field(default=(0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
     utility_c: float = Field(default=1.0, gt=0, description="C of section 4.4.2.")
+    ablation: bool = Field(
+        default=False, description="Also without data augmentation, prompt augmentation, adaptive weights."
+    )
 
 
 class RunConfig(Block):
@@ -182,6 +225,9 @@ class RunConfig(Block):
     )
     system: Literal["llama4rec"]
     seed: int = Field(default=2024, ge=0)
+    seeds: tuple[Seed, ...] = Field(
+        default=(), description="Repeat the run with each of these; empty: `seed` alone."
+    )
     run_dir: str | None = Field(default=None, description="Where the run is kept; runs/NAME when empty.")
     data: Any
     positive_rating: float | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.config import RunConfig, schema_for
 from recloom.trainer.config_errors import sentences
 
+KINDS = ("model", "source", "variant")  # what tells blocks apart whose other settings do not mix
 TIMESTAMP, MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 
 
@@ -22,12 +24,16 @@ class ConfigError(UserError):
     """Every problem of a config, one sentence a line."""
 
 
-def read_config(path: Path, overrides: list[tuple[str, str]] | None = None) -> RunConfig:
-    """Read a YAML, apply `--a.b value` overrides, check everything.
+def read_config(
+    path: Path, overrides: list[tuple[str, str]] | None = None, layers: Sequence[Path] = ()
+) -> RunConfig:
+    """Read a YAML, lay further ones over it, apply `--a.b value` overrides, check everything.
 
     Raises ConfigError with one sentence a mistake: field, value, rule, remedy.
     """
     raw = read_yaml(path)
+    for layer in layers:
+        raw = laid_over(raw, read_yaml(layer))
     for dotted, text in overrides or []:
         set_value(raw, dotted, text)
     return build_config(raw, str(path))
@@ -42,7 +48,39 @@ def build_config(raw: dict[str, Any], origin: str) -> RunConfig:
         raise ConfigError("\n".join(f"{origin}: {text}" for text in found)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a YAML laid over those that its `extends` names, relative to the file.
+
+    inside: the files that led here, to notice a circle.
+    """
+    if path.resolve() in inside:
+        raise ConfigError(f"{path}: extends: it extends itself over {inside[-1].name}: break the circle.")
+    own = read_file(path)
+    bases = own.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise ConfigError(f"{path}: extends = {bases!r}: name YAML files relative to this one, in a list.")
+    raw: dict[str, Any] = {}
+    for name in bases:
+        raw = laid_over(raw, read_yaml(path.parent / name, (*inside, path.resolve())))
+    return laid_over(raw, own)
+
+
+def laid_over(lower: Any, upper: Any) -> dict[str, Any]:
+    """`upper` over `lower`, block by block; a block of another kind (model, source) takes the place whole."""
+    merged = dict(lower)
+    for name, value in upper.items():
+        below = merged.get(name)
+        is_block = isinstance(below, dict) and isinstance(value, dict) and same_kind(below, value)
+        merged[name] = laid_over(below, value) if is_block else value
+    return merged
+
+
+def same_kind(lower: Any, upper: Any) -> bool:
+    return all(lower.get(word, upper.get(word)) == upper.get(word, lower.get(word)) for word in KINDS)
+
+
+def read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""

@@ -100,6 +100,33 @@ def liked_above_disliked(config: RunConfig) -> str | None:
     )
 
 
+def pointwise_needs_ratings(config: RunConfig) -> str | None:
+    if config.rank.ranking == "listwise" or config.backbones.rating is not None:
+        return None
+    return (
+        f"rank.ranking = {config.rank.ranking}: the LLM learns to rate candidates from rating prompts, and "
+        "backbones.rating is not named, add it or set rank.ranking to listwise"
+    )
+
+
+def examples_complete(config: RunConfig) -> str | None:
+    attributes = config.augment.attributes
+    for number, example in enumerate(attributes.examples if attributes else ()):
+        wanted = {"title", *attributes.names} if attributes else set()
+        if set(example) != wanted:
+            return (
+                f"augment.attributes.examples: example {number} has {', '.join(example)}, "
+                f"give it {', '.join(sorted(wanted))}"
+            )
+    return None
+
+
+def seeds_differ(config: RunConfig) -> str | None:
+    if len(set(config.seeds)) == len(config.seeds):
+        return None
+    return f"seeds = {list(config.seeds)}: one is there twice, the same run again adds nothing, remove it"
+
+
 def data_outside_run(config: RunConfig) -> str | None:
     """A stage deletes its old outputs in the run folder: nothing of the user's may lie there."""
     folder = config.folder.expanduser().resolve()
@@ -133,6 +160,9 @@ RULES = (
     Rule(("rank.top_k", "prompts.candidates"), same_length),
     Rule(("rank.max_answer_tokens", "bulk.max_model_len"), answer_fits),
     Rule(("evaluate.ks", "rank.top_k"), ks_within),
+    Rule(("rank.ranking", "backbones"), pointwise_needs_ratings),
+    Rule(("augment.attributes",), examples_complete),
+    Rule(("seeds",), seeds_differ),
 )
 
 

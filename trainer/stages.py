@@ -35,6 +35,11 @@ class Run:
         return self.folder / name
 
 
+def seed_folder(config: RunConfig, seed: int) -> Path:
+    """Where one of several seeds is kept, inside the run folder."""
+    return config.folder / f"seed_{seed}"
+
+
 @dataclass(frozen=True)
 class BulkPass:
     """One bulk pass of a vllm stage; the answers come to `bulk/NAME` of the run folder."""

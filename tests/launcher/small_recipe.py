@@ -44,8 +44,25 @@ def small_config(run_dir: Path, model: Path, **training: Any) -> dict[str, Any]:
             **training,
         },
         "bulk": {"dtype": "float32", "max_model_len": 1024, "chunk_size": 16, "kv_cache_gb": 0.25},
-        "augment": {"users": 6},
-        "rank": {"reachable_only": True, "rating_users": 8, "max_answer_tokens": 12},
+        "augment": {
+            "users": 6,
+            "attributes": {
+                "names": ["director", "star"],
+                "examples": [
+                    {"title": "Toy Story (1995)", "director": "John Lasseter", "star": "Tom Hanks"},
+                    {"title": "Fargo (1996)", "director": "Joel Coen", "star": "Frances McDormand"},
+                ],
+                "items": 12,
+                "max_tokens": 16,
+            },
+        },
+        "rank": {
+            "ranking": "best",
+            "reachable_only": True,
+            "rating_users": 8,
+            "max_answer_tokens": 12,
+        },
+        "evaluate": {"ablation": True},
     }
 
 

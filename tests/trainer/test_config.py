@@ -91,7 +91,7 @@ def test_a_backbone_of_another_task_is_refused(tmp_path: Path) -> None:
 def test_missing_settings_are_named_with_their_choices(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "name: x\ndata: {variant: 100k}\n")) == [
         "system: required and not given; add it to the YAML, one of: llama4rec.",
-        "data.source: required and not given; add it to the YAML, one of: movielens, table.",
+        "data.source: required and not given; add it to the YAML, one of: bookcrossing, movielens, table.",
         "model: required and not given; add it to the YAML.",
         "backbones: required and not given; add it to the YAML.",
     ]
@@ -114,7 +114,7 @@ def test_a_setting_in_the_wrong_block_is_pointed_to_the_right_one(tmp_path: Path
 
 def test_an_unknown_name_near_nothing_lists_what_there_is(tmp_path: Path) -> None:
     (text,) = problems(with_settings(tmp_path, evaluate__zzz=1))
-    assert text == "evaluate.zzz: unknown setting; known here: alpha_1, alpha_2, ks, utility_c."
+    assert text == "evaluate.zzz: unknown setting; known here: ablation, alpha_1, alpha_2, ks, utility_c."
 
 
 # Each pair breaks one rule between two fields.

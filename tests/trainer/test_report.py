@@ -194,7 +194,7 @@ def test_pairs_are_of_the_same_user(run_folder: Path) -> None:
         assert values is not None
         frame = (
             table.to_pandas()
-            .query("task == @group.task")
+            .query("task == @group.task and metric == @values.metric")
             .pivot(index="user", columns="method", values="value")
         )
         assert values.num_users == len(frame)

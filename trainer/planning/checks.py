@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recloom.data_shards.errors import UserError
-from recloom.data_shards.textualize import listwise, rating
+from recloom.data_shards.textualize import attributes, listwise, rating
 from recloom.data_shards.textualize.template import load_template
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_rules import named_paths
@@ -53,6 +53,7 @@ def check_templates(config: RunConfig) -> Check:
     try:
         load_template(prompts.listwise_template, listwise.FAMILY)
         load_template(prompts.rating_template, rating.FAMILY)
+        load_template(prompts.attributes_template, attributes.FAMILY)
     except UserError as error:
         return Check("templates", "FAIL", str(error).rstrip("."))
     return Check("templates", "ok", f"{prompts.listwise_template}, {prompts.rating_template}")

@@ -60,7 +60,8 @@ def corpus(config: RunConfig, name: str, kinds: Sequence[bool]) -> Corpus:
     tasks, training = config.backbones.tasks, config.training
     full = [prompt_tokens(config.prompts, task == "rating", kind) for task in tasks for kind in kinds]
     per_step = training.rows_per_step * samples_per_row(full, training.pack_length, training.window)
-    num_prompts = config.instructions.per_task * len(tasks)
+    kinds_of_prompts = len({task == "rating" for task in tasks})
+    num_prompts = config.instructions.per_task * kinds_of_prompts
     listwise = [task != "rating" for task in tasks]
     answers = answer_tokens(config.prompts) * sum(listwise) / len(tasks)
     return Corpus(

@@ -46,6 +46,9 @@ MEANINGS = {
     "Base+DA": "the backbone fitted again on data that the LLM made (data augmentation)",
     "IFT": "instruction fine-tuning: the tuned LLM, asked with plain prompts, re-ranks the backbone's "
     "candidates or predicts the rating",
+    "w/o DA": "Llama4Rec without data augmentation: the backbone is the one of Base",
+    "w/o PA": "Llama4Rec without prompt augmentation: the LLM is asked with plain prompts",
+    "w/o AA": "Llama4Rec with one weight of the LLM for all users instead of adaptive aggregation",
     "Llama4Rec": "the backbone with augmented data and the tuned LLM with augmented prompts, combined for "
     "each user by adaptive aggregation",
 }

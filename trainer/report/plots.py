@@ -21,14 +21,17 @@ from recloom.trainer.report.users import Bin
 INK = "#010101"  # stands for the page's text colour in the SVG
 # Okabe and Ito's colours, told apart with any colour vision; the page lightens the blue on dark paper.
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
+SKY = "#56b4e9"
 Dash = Literal["-", "--", ":"]
 LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of METHODS, then of further methods
     (INK, "o", "--"),
     (GREEN, "s", ":"),
     (ORANGE, "^", "-"),
+    (PURPLE, "v", ":"),
+    (RED, "P", ":"),
+    (SKY, "X", ":"),
     (BLUE, "D", "-"),
-    (PURPLE, "v", "-"),
-    (RED, "P", "-"),
+    (INK, "*", "-"),
 )
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

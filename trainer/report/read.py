@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,37 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Raises UserError that names the first missing or damaged file and the stage that writes it."""
+    """A run, or the seeds of one joined: measurements of all, curves, weights and times of the first.
+
+    Raises UserError that names the first missing or damaged file and the stage that writes it.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder: name a folder that `recloom run CONFIG` has filled.")
+    seeds = [read_one(path.parent) for path in sorted(folder.glob("seed_*/results.jsonl"))]
+    if not seeds:
+        return read_one(folder)
     config_text = existing(folder / "config.yaml", None).read_text()
-    return RunRecord(
+    return replace(
+        seeds[0],
         config_text=config_text,
         config=yaml.safe_load(config_text),
+        rows=[row for record in seeds for row in record.rows],
+        per_user=pa.concat_tables([record.per_user for record in seeds]),
+    )
+
+
+def read_one(folder: Path) -> RunRecord:
+    config_text = existing(folder / "config.yaml", None).read_text()
+    config = yaml.safe_load(config_text)
+    return RunRecord(
+        config_text=config_text,
+        config=config,
         environment=read_json(folder / "env.json", None),
         card=read_json(folder / "data" / "card.json", "prepare"),
         rows=read_results(folder / "results.jsonl"),
         per_user=read_parquet(folder / "per_user.parquet", "aggregate"),
         aggregate=read_json(folder / "aggregate.json", "aggregate"),
-        curves=read_curves(folder / "tune"),
+        curves={} if config["model"].get("tuned") else read_curves(folder / "tune"),
         stages=read_stages(folder / "stages"),
     )
 

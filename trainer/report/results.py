@@ -14,11 +14,11 @@ from recloom.trainer.significance import mean_std
 Row = dict[str, Any]
 
 TASKS = ("direct", "sequential", "rating")
-METHODS = ("Base", "Base+DA", "IFT", "Llama4Rec")
+METHODS = ("Base", "Base+DA", "IFT", "w/o DA", "w/o PA", "w/o AA", "Llama4Rec")
 BASELINE = "Base"
 CEILING = "Ceiling"
 INVALID = "invalid_rate"
-LOWER_IS_BETTER = ("RMSE", "MAE", "AE")
+LOWER_IS_BETTER = ("RMSE", "MAE", "SE", "AE")
 DECIMALS = 4
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recloom.trainer.report.results import BASELINE, LOWER_IS_BETTER, METHODS, Group
+from recloom.trainer.report.results import BASELINE, LOWER_IS_BETTER, METHODS, Group, metric_order
 from recloom.trainer.significance import PairedTest, paired_t_test
 
 NUM_BINS = 5
@@ -62,26 +62,27 @@ class Bin:
     errors: dict[str, float]
 
 
-def user_values(per_user: pa.Table, group: Group) -> UserValues | None:
-    """A group's rows of per_user.parquet, averaged over seeds; None when it has none.
+def user_values(per_user: pa.Table, group: Group, metric: str | None = None) -> UserValues | None:
+    """A group's rows of per_user.parquet, averaged over seeds; None when it has none of `metric`.
 
-    Of several metrics the last by name is taken: N@5 comes after H@5.
+    Without `metric`, absolute error or NDCG at the largest k is taken.
     """
     rows = per_user.filter(
         (pc.field("task") == group.task)
         & (pc.field("backbone") == group.backbone)
         & pc.field("method").isin(list(group.methods))
     )
-    metrics = sorted(set(rows["metric"].to_pylist()))
-    if not metrics:
+    metrics: set[str] = set(rows["metric"].to_pylist())
+    wanted = metric or max(metrics, key=metric_order, default="")
+    if wanted not in metrics:
         return None
-    rows = rows.filter(pc.field("metric") == metrics[-1])
+    rows = rows.filter(pc.field("metric") == wanted)
     means = rows.group_by(["method", "user"]).aggregate([("value", "mean"), ("num_interactions", "min")])
     methods = [method for method in group.methods if method in set(means["method"].to_pylist())]
     found = {method: by_user(means.filter(pc.field("method") == method)) for method in methods}
     users_U = sorted(set.intersection(*(set(values) for values in found.values())))
     return UserValues(
-        metric=metrics[-1],
+        metric=wanted,
         num_interactions_U=np.array([found[methods[0]][user][1] for user in users_U], dtype=np.int64),
         values_U={m: np.array([found[m][user][0] for user in users_U], dtype=np.float64) for m in methods},
     )

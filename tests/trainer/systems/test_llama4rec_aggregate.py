@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,21 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recloom.data_shards.splits import Interactions
-from recloom.trainer.config_io import build_config
 from recloom.trainer.requests import Answer
-from recloom.trainer.stages import Run
-from recloom.trainer.systems.llama4rec.aggregate import (
+from recloom.trainer.systems.llama4rec.aggregate import aggregated
+from recloom.trainer.systems.llama4rec.aggregation import (
     Activity,
     aggregate_rank,
-    aggregated,
     llm_weight,
     long_tail_coefficient,
 )
 from recloom.trainer.systems.llama4rec.answers import ranked_answers, rated_answers, read_rating
 from recloom.trainer.systems.llama4rec.questions import CandidateLists
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launcher"))
-from small_recipe import small_config
 
 
 @given(
@@ -68,8 +62,10 @@ def test_weight_0_is_the_backbone_and_weight_1_the_llm() -> None:
     assert aggregate_rank([2, 1, 0], [0, 1, 2], 7, 1.0, 1.0) == np.inf
 
 
-def answer(text: str, user: int = 0, scores: tuple[float, ...] = (), error: str | None = None) -> Answer:
-    return Answer("k", text, (), 0.0, scores, "stop", error, {"user": user})
+def answer(
+    text: str, user: int = 0, scores: tuple[float, ...] = (), error: str | None = None, **meta: Any
+) -> Answer:
+    return Answer("k", text, (), 0.0, scores, "stop", error, {"user": user, **meta})
 
 
 TITLES = ["A (1990)", "B (1991)", "C (1992)", "D (1993)"]
@@ -91,9 +87,15 @@ def test_named_items_lead_and_the_rest_keep_the_backbones_order() -> None:
 def test_expected_rating_is_the_mean_under_renormalised_probabilities() -> None:
     scores = tuple(math.log(p) for p in (0.05, 0.05, 0.1, 0.1, 0.2))
     expected = sum(p * r for p, r in zip((0.1, 0.1, 0.2, 0.2, 0.4), range(1, 6), strict=True))
-    assert read_rating(answer("", scores=scores), [1.0, 2.0, 3.0, 4.0, 5.0], (1, 5)) == pytest.approx(
-        expected
-    )
+    asked = answer("", scores=scores, labels=[1.0, 2.0, 3.0, 4.0, 5.0])
+    assert read_rating([asked], (1, 5)) == pytest.approx(expected)
+
+
+def test_a_label_of_two_tokens_takes_its_share_of_the_first_tokens_probability() -> None:
+    """ "1" has probability .3 and is followed by the end (.25) or by "0" (.75), so P(10) = .225."""
+    first = answer("", scores=(math.log(0.7), math.log(0.3)), labels=[2.0, None])
+    second = answer("", scores=(math.log(0.25), math.log(0.75)), labels=[1.0, 10.0], after=1)
+    assert read_rating([first, second], (1, 10)) == pytest.approx(0.7 * 2 + 0.075 * 1 + 0.225 * 10)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +110,18 @@ def test_expected_rating_is_the_mean_under_renormalised_probabilities() -> None:
     ],
 )
 def test_only_a_number_on_the_scale_is_a_rating(text: str, rating: float | None) -> None:
-    assert read_rating(answer(text), [], (1, 5)) == rating
+    assert read_rating([answer(text)], (1, 5)) == rating
 
 
 def test_unreadable_ratings_are_counted_and_replaced_by_the_backbones() -> None:
     rows = Interactions(np.array([0, 1]), np.array([5, 6]), np.array([3.0, 4.0]), np.array([0, 1]))
-    rated = rated_answers([answer("2", 0), answer("?", 1)], rows, [], np.array([3.5, 3.7]), (1, 5))
+    answers = [answer("2", 0, item=5), answer("?", 1, item=6)]
+    rated = rated_answers(answers, rows, np.array([3.5, 3.7]), (1, 5))
     assert rated.values_N.tolist() == [2.0, 3.7]
     assert (rated.num_asked, rated.num_bad) == (2, 1)
 
 
-def test_asking_only_reachable_users_changes_no_metric(tmp_path: Path) -> None:
+def test_asking_only_reachable_users_changes_no_metric() -> None:
     """`rank.reachable_only`: a target that is no candidate has rank inf under any answer."""
     rng = np.random.default_rng(3)
     items_BK = np.stack([rng.permutation(30)[:10] for _ in range(40)])
@@ -128,13 +131,12 @@ def test_asking_only_reachable_users_changes_no_metric(tmp_path: Path) -> None:
     answers = [
         answer("\n".join(titles[i] for i in rng.permutation(row)), user) for user, row in enumerate(items_BK)
     ]
-    run = Run(build_config(small_config(tmp_path, Path("x/y")), "test"), tmp_path, tmp_path)
     active = Activity(np.arange(1, 41), math.log(2), math.log(41))
     reachable = [a for a in answers if lists.reachable_B[a.meta["user"]]]
     assert 0 < len(reachable) < 40
     for alphas in ((0.1, 0.9), (0.9, 0.3)):
         ranks = [
-            aggregated(run, lists, ranked_answers(asked, lists, titles), active, alphas)
+            aggregated(lists, ranked_answers(asked, lists, titles), active.weight(lists.users_B, alphas), 1.0)
             for asked in (answers, reachable)
         ]
         assert np.array_equal(*ranks)

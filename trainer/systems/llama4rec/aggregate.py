@@ -1,7 +1,7 @@
-"""Stage aggregate: adaptive aggregation (section 4.4) and the results.
+"""Stage aggregate: what the methods come to, and the results.
 
-alpha_1 and alpha_2 are chosen on validation by NDCG at the largest k (RMSE for ratings), never on
-test. Shapes: B users, K = k' candidates.
+alpha_1, alpha_2 and the form of ranking (listwise or pointwise) are chosen on validation by NDCG at the
+largest k (RMSE for ratings), never on test. Shapes: B users with a target, N rated rows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,174 +18,171 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recloom.data_shards.artifacts import atomic_write_bytes, atomic_write_json, atomic_write_text
-from recloom.data_shards.splits import Interactions, Splits
+from recloom.data_shards.splits import Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer import metrics
 from recloom.trainer.collaborative.evaluate import predict_ratings
 from recloom.trainer.requests import Answer, read_answers
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.llama4rec.answers import Ranked, Rated, ranked_answers, rated_answers
-from recloom.trainer.systems.llama4rec.backbones import Kind, open_backbone
-from recloom.trainer.systems.llama4rec.prepare import load_data
-from recloom.trainer.systems.llama4rec.questions import (
-    CandidateLists,
-    Part,
-    asked_rating_rows,
-    candidate_lists,
-    rating_labels,
-    rating_scale,
+from recloom.trainer.systems.llama4rec.aggregation import (
+    Activity,
+    Alphas,
+    activity,
+    aggregate_rank,
+    best_alphas,
 )
+from recloom.trainer.systems.llama4rec.answers import (
+    Ranked,
+    Rated,
+    pointwise_answers,
+    ranked_answers,
+    rated_answers,
+)
+from recloom.trainer.systems.llama4rec.backbones import Kind, has_backbone, open_backbone
+from recloom.trainer.systems.llama4rec.methods import LLAMA4REC, Asking, Method, Part, asked_as, methods
+from recloom.trainer.systems.llama4rec.prepare import load_data
+from recloom.trainer.systems.llama4rec.questions import CandidateLists, asked_rating_rows, candidate_lists
+from recloom.trainer.systems.llama4rec.rating_tokens import rating_scale
 from recloom.trainer.systems.llama4rec.results import Results
 from recloom.trainer.systems.llama4rec.tune import tuned_models
 
-Alphas = tuple[float, float]
-
-
-def long_tail_coefficient(num_interactions: np.ndarray) -> np.ndarray:
-    """Eq. (5): log(N(u) + 1)."""
-    return np.log(num_interactions + 1.0)
-
-
-def llm_weight(
-    coefficient: np.ndarray, low: float, high: float, alpha_1: float, alpha_2: float
-) -> np.ndarray:
-    """Eq. (7): max((l_max - l_u) / (l_max - l_min), alpha_2) * alpha_1; one value a user.
-
-    Where all users are equally active the first term is taken as 0, so that alpha_2 decides.
-    """
-    span = high - low
-    tail = np.zeros_like(coefficient) if span == 0 else (high - coefficient) / span
-    return np.maximum(tail, alpha_2) * alpha_1
-
-
-def position_utility(num_items: int, c: float) -> np.ndarray:
-    """Section 4.4.2: -s * C for the positions s = 1 .. k'."""
-    return -c * np.arange(1, num_items + 1)
-
-
-def aggregate_rank(order: list[int], candidates: list[int], target: int, alpha: float, c: float) -> float:
-    """The target's rank after eq. (6), inf when it is no candidate; ties count against it.
-
-    order: the LLM's ranking of all candidates; candidates: the backbone's.
-    """
-    if target not in candidates:
-        return np.inf
-    utility = position_utility(len(candidates), c)
-    llm = dict(zip(order, utility, strict=True))
-    total = np.array(
-        [alpha * llm[item] + (1 - alpha) * rec for item, rec in zip(candidates, utility, strict=True)]
-    )
-    return float((total >= total[candidates.index(target)] - 1e-12).sum())
+BACKBONES: tuple[tuple[str, Kind], ...] = (("Base", "base"), ("Base+DA", "augmented"))
+PARTS: tuple[Part, ...] = ("valid", "test")
 
 
 @dataclass(frozen=True)
-class Activity:
-    """N(u) of every user in the training part, and the range of the coefficient over active users."""
+class Work:
+    """What the tasks share."""
 
-    count_U: np.ndarray
-    low: float
-    high: float
+    run: Run
+    tables: Tables
+    splits: Splits
+    answers: list[Answer]
+    results: Results
 
-    def weight(self, users_B: np.ndarray, alphas: Alphas) -> np.ndarray:
-        return llm_weight(long_tail_coefficient(self.count_U[users_B]), self.low, self.high, *alphas)
+    def select(self, task: str, asking: Asking, part: Part, form: str | None = None) -> list[Answer]:
+        wanted = {"task": task, "backbone": asking.backbone, "prompts": asking.prompts, "part": part}
+        wanted |= {"form": form} if form else {}
+        return [a for a in self.answers if all(a.meta.get(name) == text for name, text in wanted.items())]
 
-
-def activity(train: Interactions, num_users: int) -> Activity:
-    count_U = np.bincount(train.user_N, minlength=num_users)
-    coefficient = long_tail_coefficient(count_U[count_U > 0])
-    return Activity(count_U, float(coefficient.min()), float(coefficient.max()))
+    def grid(self, method: Method) -> list[Alphas]:
+        """The weights to choose from; alpha_2 = 1 gives every user the weight alpha_1 (eq. 7)."""
+        evaluate = self.run.config.evaluate
+        seconds = (1.0,) if method.weight == "uniform" else evaluate.alpha_2
+        return list(itertools.product(evaluate.alpha_1, seconds))
 
 
 def run_aggregate(run: Run) -> None:
     tables, splits = load_data(run)
     answers = [a for name in tuned_models(run.config) for a in read_answers(run.path(f"bulk/rank_{name}"))]
-    results = Results(tables, run.config)
-    chosen: dict[str, Any] = {}
-    for task in run.config.backbones.tasks:
-        work = rating_task if task == "rating" else topk_task
-        chosen[task] = work(
-            run, tables, splits, task, [a for a in answers if a.meta["task"] == task], results
-        )
-    atomic_write_text(run.path("results.jsonl"), "".join(json.dumps(row) + "\n" for row in results.rows))
+    work = Work(run, tables, splits, answers, Results(tables, run.config))
+    chosen = {
+        task: rating_task(work) if task == "rating" else topk_task(work, task)
+        for task in run.config.backbones.tasks
+    }
+    atomic_write_text(run.path("results.jsonl"), "".join(json.dumps(row) + "\n" for row in work.results.rows))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(results.per_user), buffer)
+    pq.write_table(pa.Table.from_pylist(work.results.per_user), buffer)
     atomic_write_bytes(run.path("per_user.parquet"), buffer.getvalue())
     atomic_write_json(run.path("aggregate.json"), chosen)
 
 
-def best_alphas(values: dict[Alphas, float], largest: bool) -> tuple[Alphas, float]:
-    """The best cell of the grid; the first one wins a tie, so equal cells keep the LLM's weight small."""
-    sign = 1 if largest else -1
-    best = max(values, key=lambda alphas: (sign * values[alphas], -alphas[0], -alphas[1]))
-    return best, values[best]
+@dataclass(frozen=True)
+class TopK:
+    """One top-k task: the candidates of both backbones, and the LLM's orders of them."""
+
+    work: Work
+    task: str
+    lists: dict[tuple[Kind, Part], CandidateLists]
+    active: Activity
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        ranking = self.work.run.config.rank.ranking
+        return ("listwise", "pointwise") if ranking == "best" else (ranking,)
+
+    def candidates(self, method: Method, part: Part) -> CandidateLists:
+        return self.lists[method.asking.backbone, part]
+
+    def ranked(self, method: Method, part: Part, form: str) -> Ranked:
+        answers = self.work.select(self.task, method.asking, part, form)
+        if form == "pointwise":
+            return pointwise_answers(answers, self.candidates(method, part), rating_scale(self.work.tables))
+        return ranked_answers(answers, self.candidates(method, part), self.work.tables.titles)
+
+    def ranks(self, method: Method, part: Part, ranked: Ranked, alphas: Alphas | None) -> np.ndarray:
+        """Ranks of the targets in the LLM's own order (no alphas) or mixed; inf beyond the candidates."""
+        lists = self.candidates(method, part)
+        if alphas is None:
+            return listed(lists, ranked)
+        weight_B = self.active.weight(lists.users_B, alphas)
+        return aggregated(lists, ranked, weight_B, self.work.run.config.evaluate.utility_c)
 
 
-def grid(run: Run) -> list[Alphas]:
-    return list(itertools.product(run.config.evaluate.alpha_1, run.config.evaluate.alpha_2))
-
-
-def select(answers: list[Answer], method: str, part: Part) -> list[Answer]:
-    return [a for a in answers if a.meta["method"] == method and a.meta["part"] == part]
-
-
-def topk_task(
-    run: Run, tables: Tables, splits: Splits, task: str, answers: list[Answer], results: Results
-) -> dict[str, Any]:
-    """Base, Base+DA, IFT and Llama4Rec of a top-k task."""
-    config, k = run.config, max(run.config.evaluate.ks)
-    active = activity(splits.topk.train, tables.num_users)
-
-    def lists_of(kind: Kind, part: Part) -> CandidateLists:
-        backbone = open_backbone(run, kind, task)
-        return candidate_lists(backbone, splits.topk, tables.num_users, part, config.rank.top_k)
-
-    base, augmented_valid, augmented = (
-        lists_of("base", "test"),
-        lists_of("augmented", "valid"),
-        lists_of("augmented", "test"),
-    )
-    valid = ranked_answers(select(answers, "llama4rec", "valid"), augmented_valid, tables.titles)
-    test = ranked_answers(select(answers, "llama4rec", "test"), augmented, tables.titles)
-    ift = ranked_answers(select(answers, "ift", "test"), base, tables.titles)
-    values = {
-        alphas: float(metrics.ndcg(aggregated(run, augmented_valid, valid, active, alphas), k).mean())
-        for alphas in grid(run)
+def topk_task(work: Work, task: str) -> dict[str, Any]:
+    """Base, Base+DA and every method that asks the LLM."""
+    config, tables = work.run.config, work.tables
+    lists = {
+        (kind, part): candidate_lists(
+            open_backbone(work.run, kind, task), work.splits.topk, tables.num_users, part, config.rank.top_k
+        )
+        for _, kind in BACKBONES
+        for part in PARTS
     }
-    alphas, value = best_alphas(values, largest=True)
-    ranks = {
-        "Base": base.ranks_B,
-        "IFT": listed(base, ift),
-        "Base+DA": augmented.ranks_B,
-        "Llama4Rec": aggregated(run, augmented, test, active, alphas),
-    }
-    for method, ranks_B in ranks.items():
-        results.add_topk(task, method, base.users_B, ranks_B, active.count_U)
-    results.add_ceiling(task, "Ceiling", base.reachable_B)
-    results.add_ceiling(task, "Ceiling+DA", augmented.reachable_B)
-    for method, asked in (("IFT", ift), ("Llama4Rec", test)):
-        results.add_invalid(task, method, asked.num_bad, asked.num_asked)
-    return {
-        "alpha_1": alphas[0],
-        "alpha_2": alphas[1],
-        "metric": f"N@{k}",
-        "validation": value,
-        "grid": [[*cell, value] for cell, value in values.items()],
-    }
+    topk = TopK(work, task, lists, activity(work.splits.topk.train, tables.num_users))
+    for name, kind in BACKBONES:
+        own = lists[kind, "test"]
+        work.results.add_topk(task, name, own.users_B, own.ranks_B, topk.active.count_U)
+        work.results.add_ceiling(task, name.replace("Base", "Ceiling"), own.reachable_B)
+    chosen = {method.name: topk_method(topk, method) for method in methods(config)}
+    return {**chosen[LLAMA4REC.name], "methods": chosen}
 
 
-def aggregated(
-    run: Run, lists: CandidateLists, ranked: Ranked, active: Activity, alphas: Alphas
-) -> np.ndarray:
-    """Ranks of the targets after adaptive aggregation; inf beyond the candidates."""
-    weight_B = active.weight(lists.users_B, alphas)
-    c = run.config.evaluate.utility_c
+def topk_method(topk: TopK, method: Method) -> dict[str, Any]:
+    """Choose on validation, measure on test."""
+    k, results = max(topk.work.run.config.evaluate.ks), topk.work.results
+    grid: list[Alphas | None] = [None] if method.weight == "alone" else [*topk.work.grid(method)]
+    values: dict[str, dict[Any, float]] = {}
+    if len(topk.forms) * len(grid) > 1:
+        for form in topk.forms:
+            ranked = topk.ranked(method, "valid", form)
+            values[form] = {a: ndcg(topk.ranks(method, "valid", ranked, a), k) for a in grid}
+    form, alphas, value = best_form(values) if values else (topk.forms[0], None, None)
+    test = topk.ranked(method, "test", form)
+    ranks_B = topk.ranks(method, "test", test, alphas)
+    users_B = topk.candidates(method, "test").users_B
+    results.add_topk(topk.task, method.name, users_B, ranks_B, topk.active.count_U)
+    results.add_invalid(topk.task, method.name, test.num_bad, test.num_asked)
+    chosen = {"ranking": form, "metric": f"N@{k}", "validation": value}
+    if alphas is None:
+        return chosen
+    on_test = [[*cell, ndcg(topk.ranks(method, "test", test, cell), k)] for cell in values[form]]
+    return {**chosen, **weights(alphas, values[form]), "test_grid": on_test}
+
+
+def weights(alphas: Alphas, values: dict[Alphas, float]) -> dict[str, Any]:
+    grid = [[*cell, value] for cell, value in values.items()]
+    return {"alpha_1": alphas[0], "alpha_2": alphas[1], "grid": grid}
+
+
+def best_form(values: dict[str, dict[Any, float]]) -> tuple[str, Any, float]:
+    """Form and weights of the best validation value; the first form wins a tie."""
+    best: dict[str, tuple[Any, float]] = {}
+    for form, cells in values.items():
+        best[form] = best_alphas(cells, largest=True) if None not in cells else (None, cells[None])
+    form = max(best, key=lambda name: best[name][1])
+    return form, *best[form]
+
+
+def ndcg(ranks_B: np.ndarray, k: int) -> float:
+    return float(metrics.ndcg(ranks_B, k).mean())
+
+
+def aggregated(lists: CandidateLists, ranked: Ranked, weight_B: np.ndarray, c: float) -> np.ndarray:
+    """Ranks of the targets after aggregation; inf beyond the candidates."""
+    rows = zip(ranked.orders, ranked.candidates, lists.targets_B.tolist(), weight_B, strict=True)
     return np.array(
-        [
-            aggregate_rank(order, items, int(target), weight, c)
-            for order, items, target, weight in zip(
-                ranked.orders, ranked.candidates, lists.targets_B, weight_B, strict=True
-            )
-        ]
+        [aggregate_rank(order, items, target, weight, c) for order, items, target, weight in rows]
     )
 
 
@@ -194,42 +192,51 @@ def listed(lists: CandidateLists, ranked: Ranked) -> np.ndarray:
     return np.array([order.index(target) + 1 if target in order else np.inf for order, target in pairs])
 
 
-def rating_task(
-    run: Run, tables: Tables, splits: Splits, task: str, answers: list[Answer], results: Results
-) -> dict[str, Any]:
-    """Base, IFT (the LLM alone) and Llama4Rec of the rating task, over the users that were asked."""
-    backbone = open_backbone(run, "augmented", task)
-    active = activity(splits.rating.train, tables.num_users)
-    scale = rating_scale(tables)
-    labels = rating_labels(tables) if run.config.rank.rating_rule == "expected" else []
-    parts: dict[Part, tuple[Interactions, np.ndarray, Rated]] = {}
-    both: tuple[Part, Part] = ("valid", "test")
-    for part in both:
-        asked = asked_rating_rows(run.config, getattr(splits.rating, part))
-        base = predict_ratings(backbone, asked.user_N, asked.item_N)
-        parts[part] = (
-            asked,
-            base,
-            rated_answers(select(answers, "llama4rec", part), asked, labels, base, scale),
-        )
+def rating_task(work: Work) -> dict[str, Any]:
+    """Base, Base+DA where attributes were added, IFT (the LLM alone) and Llama4Rec, over the asked users."""
+    active = activity(work.splits.rating.train, work.tables.num_users)
+    test = asked_rating_rows(work.run.config, work.splits.rating.test)
+    for name, kind in BACKBONES:
+        if has_backbone(work.run, kind, "rating"):
+            predicted_N = predict_ratings(open_backbone(work.run, kind, "rating"), test.user_N, test.item_N)
+            work.results.add_rating(name, test, predicted_N, active.count_U)
+    chosen = {method.name: rating_method(work, method, active) for method in methods(work.run.config)}
+    return {**chosen[LLAMA4REC.name], "methods": chosen}
 
-    def mixed(part: Part, alphas: Alphas) -> np.ndarray:
-        rows, base, rated = parts[part]
-        weight = active.weight(rows.user_N, alphas)
-        return weight * rated.values_N + (1 - weight) * base
 
-    values = {a: metrics.rmse(mixed("valid", a), parts["valid"][0].rating_N) for a in grid(run)}
-    alphas, value = best_alphas(values, largest=False)
-    rows, base, rated = parts["test"]
-    ift = rated_answers(select(answers, "ift", "test"), rows, labels, base, scale)
-    for method, predicted in (("Base", base), ("IFT", ift.values_N), ("Llama4Rec", mixed("test", alphas))):
-        results.add_rating(method, rows, predicted, active.count_U)
-    for method, asked_answers in (("IFT", ift), ("Llama4Rec", rated)):
-        results.add_invalid(task, method, asked_answers.num_bad, asked_answers.num_asked)
-    return {
-        "alpha_1": alphas[0],
-        "alpha_2": alphas[1],
-        "metric": "RMSE",
-        "validation": value,
-        "grid": [[*cell, value] for cell, value in values.items()],
-    }
+def rating_method(work: Work, method: Method, active: Activity) -> dict[str, Any]:
+    """Choose the weights on validation, measure on test."""
+    if method.weight == "alone":
+        rated, _ = rated_part(work, method, "test", active)
+        alphas, values, value = None, {}, None
+        predicted_N = rated.values_N
+    else:
+        _, mixed = rated_part(work, method, "valid", active)
+        target_N = asked_rating_rows(work.run.config, work.splits.rating.valid).rating_N
+        values = {a: metrics.rmse(mixed(a), target_N) for a in work.grid(method)}
+        alphas, value = best_alphas(values, largest=False)
+        rated, mixed = rated_part(work, method, "test", active)
+        predicted_N = mixed(alphas)
+    rows = asked_rating_rows(work.run.config, work.splits.rating.test)
+    work.results.add_rating(method.name, rows, predicted_N, active.count_U)
+    work.results.add_invalid("rating", method.name, rated.num_bad, rated.num_asked)
+    chosen = {"metric": "RMSE", "validation": value}
+    return chosen if alphas is None else {**chosen, **weights(alphas, values)}
+
+
+def rated_part(
+    work: Work, method: Method, part: Part, active: Activity
+) -> tuple[Rated, Callable[[Alphas], np.ndarray]]:
+    """The LLM's ratings, and their mixture with the backbone's (eq. 6) as a function of the weights."""
+    rows = asked_rating_rows(work.run.config, getattr(work.splits.rating, part))
+    base_N = predict_ratings(
+        open_backbone(work.run, method.asking.backbone, "rating"), rows.user_N, rows.item_N
+    )
+    answers = work.select("rating", asked_as(method.asking, "rating"), part)
+    rated = rated_answers(answers, rows, base_N, rating_scale(work.tables))
+
+    def mixed(alphas: Alphas) -> np.ndarray:
+        weight_N = active.weight(rows.user_N, alphas)
+        return weight_N * rated.values_N + (1 - weight_N) * base_N
+
+    return rated, mixed

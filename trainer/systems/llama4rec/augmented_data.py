@@ -1,4 +1,4 @@
-"""What the LLM made, as training data (Llama4Rec, sections 4.2.1 and 4.2.2)."""
+"""What the LLM made, as training data (Llama4Rec, section 4.2)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.data import TopKData
+from recloom.trainer.config import RunConfig
 from recloom.trainer.stages import Run
 
 
+def augmented_tasks(config: RunConfig) -> list[str]:
+    """The tasks that the LLM makes data for; rating only where attributes are named."""
+    return [
+        task for task in config.backbones.tasks if task != "rating" or config.augment.attributes is not None
+    ]
+
+
 def read_records(run: Run, task: str) -> list[dict[str, Any]]:
-    """The audit records of one task; an answer that named no candidate has `chosen` null."""
+    """The audit records of one task; an answer without use has `chosen` or `attributes` null."""
     path = run.path(f"augment/{task}.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -40,3 +50,15 @@ def augmented_topk(run: Run, task: str, plain: TopKData) -> TopKData:
         position = int(rng.integers(0, len(sequences[user]) + 1))
         sequences[user] = np.insert(sequences[user], position, record["chosen"])
     return replace(plain, sequences=sequences, histories=plain.sequences)
+
+
+def augmented_tables(run: Run, tables: Tables) -> Tables:
+    """The tables with the LLM's item attributes as further columns, empty where it named none."""
+    asked = run.config.augment.attributes
+    assert asked is not None
+    found = {record["item"]: record["attributes"] or {} for record in read_records(run, "rating")}
+    items = tables.items
+    for name in asked.names:
+        values = [found.get(item, {}).get(name, "") for item in range(tables.num_items)]
+        items = items.append_column(f"llm_{name}", pa.array(values, pa.string()))
+    return replace(tables, items=items)

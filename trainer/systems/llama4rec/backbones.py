@@ -21,7 +21,11 @@ from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.fit import fit
 from recloom.trainer.collaborative.registry import backbone_module, load_backbone, save_backbone
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.llama4rec.augmented_data import augmented_topk
+from recloom.trainer.systems.llama4rec.augmented_data import (
+    augmented_tables,
+    augmented_tasks,
+    augmented_topk,
+)
 from recloom.trainer.systems.llama4rec.prepare import load_data
 
 Kind = Literal["base", "inner", "augmented"]
@@ -89,19 +93,23 @@ def run_backbones(run: Run) -> None:
 
 
 def run_backbones_again(run: Run) -> None:
-    """Direct and sequential backbones with the LLM's pairs and inserted items."""
+    """The backbones with what the LLM made: pairs, inserted items, item attributes."""
     tables, splits = load_data(run)
     run.path("backbones/augmented").mkdir(parents=True, exist_ok=True)
-    for task in run.config.backbones.tasks:
+    for task in augmented_tasks(run.config):
         if task == "rating":
-            continue
-        plain = TopKData.from_split(splits.topk, tables.num_users, tables.num_items)
-        fit_one(run, "augmented", task, augmented_topk(run, task, plain))
+            data: TopKData | RatingData = RatingData.from_split(augmented_tables(run, tables), splits.rating)
+        else:
+            plain = TopKData.from_split(splits.topk, tables.num_users, tables.num_items)
+            data = augmented_topk(run, task, plain)
+        fit_one(run, "augmented", task, data)
+
+
+def has_backbone(run: Run, kind: Kind, task: str) -> bool:
+    return run.path(f"backbones/{kind}/{task}").is_dir()
 
 
 def open_backbone(run: Run, kind: Kind, task: str) -> Backbone:
     """A fitted backbone; where a task has no augmentation the base one serves."""
-    folder = run.path(f"backbones/{kind}/{task}")
-    if kind == "augmented" and not folder.is_dir():
-        folder = run.path(f"backbones/base/{task}")
-    return load_backbone(folder)
+    known = kind if kind != "augmented" or has_backbone(run, kind, task) else "base"
+    return load_backbone(run.path(f"backbones/{known}/{task}"))

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.samples import Sample
-from recloom.data_shards.shards import write_shards
+from recloom.data_shards.shards import ShardReader, write_shards
 from recloom.data_shards.splits import Interactions, Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.evaluate import masked_scores, predict_ratings, rank_topk
-from recloom.trainer.config import InstructionsBlock
+from recloom.trainer.config import InstructionsBlock, RunConfig
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.backbones import held_back_mask, open_backbone, task_split
 from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
-from recloom.trainer.systems.llama4rec.questions import label_ids, rating_labels
+from recloom.trainer.systems.llama4rec.rating_tokens import label_tree, rating_labels
 
 Marked = tuple[Sample, bool]  # a sample, and whether it is kept for validation
 TASK_NUMBER = {"direct": 1, "sequential": 2, "rating": 3}
@@ -52,7 +53,7 @@ def run_instructions(run: Run) -> None:
     tokenizer = load_tokenizer(resolve_model(run.config.model.path, run.cache))
     renderer = Renderer(tokenizer)
     if run.config.backbones.rating is not None and run.config.rank.rating_rule == "expected":
-        label_ids(renderer, rating_labels(tables))  # fails here rather than after hours of tuning
+        label_tree(renderer, rating_labels(tables))  # fails here rather than after hours of tuning
     for name, (train, valid) in corpora.items():
         for part, samples in (("train", train), ("valid", valid)):
             if not samples:
@@ -78,12 +79,31 @@ def build_corpora(run: Run, tables: Tables, splits: Splits) -> dict[str, tuple[l
         with_backbone, without = task_samples(run, tables, splits, task)
         augmented += with_backbone
         plain += without
-    augmented, plain = without_repeats(augmented), without_repeats(plain)
     if config.training.ift == "separate":
-        return {"llama4rec": parted(augmented, config.seed), "ift": parted(plain, config.seed)}
+        return {"llama4rec": corpus(run, "llama4rec", augmented), "ift": corpus(run, "ift", plain)}
+    augmented, plain = without_repeats(augmented), without_repeats(plain)
     mixed = [pair for position, pair in enumerate(augmented) if position % 2 == 0]
     mixed += [pair for position, pair in enumerate(plain) if position % 2 == 1]
-    return {"llama4rec": parted(without_repeats(mixed), config.seed)}
+    return {"llama4rec": corpus(run, "llama4rec", mixed)}
+
+
+def corpus(run: Run, name: str, own: list[Marked]) -> tuple[list[Sample], list[Sample]]:
+    """This run's prompts and those of `instructions.also`, mixed, cut to `instructions.limit`."""
+    samples = [*own, *(pair for other in run.config.instructions.also for pair in prompts_of(other, name))]
+    train, valid = parted(without_repeats(samples), run.config.seed)
+    return train[: run.config.instructions.limit], valid
+
+
+def prompts_of(other: str, name: str) -> Iterator[Marked]:
+    """The prompts in another run's shards. Raises UserError when it has no such corpus."""
+    for part in ("train", "valid"):
+        folder = Path(other).expanduser() / "instructions" / name / part
+        if part == "valid" and not folder.is_dir():
+            continue  # a small corpus keeps none for validation
+        reader = ShardReader(folder)
+        for index in range(len(reader)):
+            yield reader.sample(index), part == "valid"
+        reader.close()
 
 
 def without_repeats(samples: list[Marked]) -> list[Marked]:
@@ -113,6 +133,7 @@ def task_samples(run: Run, tables: Tables, splits: Splits, task: str) -> tuple[l
             config.instructions,
             task,
             drafts(make_prompter(config, tables.titles, num_users, task, known, known, disliked, speaker)),
+            num_wanted(config, task),
         )
         for speaker in (backbone, None)
     ]
@@ -136,9 +157,18 @@ def drafter(
     return lambda prompter: listwise_drafts(run, prompter, targets, users, pool, TASK_NUMBER[task])
 
 
-def marked(settings: InstructionsBlock, task: str, drafts: Iterator[Sample]) -> list[Marked]:
+def num_wanted(config: RunConfig, task: str) -> int:
+    """Training prompts of one backbone: the top-k backbones share those of listwise ranking evenly."""
+    topk = [name for name in config.backbones.tasks if name != "rating"]
+    if task == "rating":
+        return config.instructions.per_task
+    share, rest = divmod(config.instructions.per_task, len(topk))
+    return share + (topk.index(task) < rest)
+
+
+def marked(settings: InstructionsBlock, task: str, drafts: Iterator[Sample], wanted: int) -> list[Marked]:
     """As many samples as the config wants, the first ones kept for validation."""
-    found = list(unique(drafts, settings.per_task + settings.validation))
+    found = list(unique(drafts, wanted + settings.validation))
     if not found:
         raise UserError(
             f"instructions: task {task} has no user with {settings.min_interactions} training "
@@ -220,8 +250,7 @@ def listwise_drafts(
     Answer: the held-back items by rating, then recency, then the pads in the backbone's order
     (protocol); candidates are shown shuffled.
     """
-    settings = run.config.instructions
-    wanted = settings.per_task + settings.validation
+    wanted = run.config.instructions.per_task + run.config.instructions.validation
     rng = np.random.default_rng([run.config.seed, task_number])
     for _ in range(1 + 4 * wanted // max(1, len(users))):
         for position in rng.permutation(len(users)):

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.samples import Sample
 from recloom.data_shards.splits import Interactions, Split, Splits
-from recloom.data_shards.tables import Tables
-from recloom.data_shards.textualize.rating import rating_text
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import leave_one_out_queries
 from recloom.trainer.collaborative.evaluate import rank_topk, target_ranks
 from recloom.trainer.config import RunConfig
 from recloom.trainer.requests import Request
-
-Part = Literal["valid", "test"]
+from recloom.trainer.systems.llama4rec.methods import Part
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,16 @@ class CandidateLists:
     def reachable_B(self) -> np.ndarray:
         """Whether the target is among the candidates."""
         return (self.items_Bk == self.targets_B[:, None]).any(axis=1)
+
+    def select(self, chosen_B: np.ndarray) -> CandidateLists:
+        """The lists of some users."""
+        columns = (self.users_B, self.targets_B, self.ranks_B, self.items_Bk)
+        return CandidateLists(*(column[chosen_B] for column in columns))
+
+    def rows(self) -> Iterator[tuple[int, list[int]]]:
+        """Every user with the candidates, best first."""
+        for user, items_k in zip(self.users_B.tolist(), self.items_Bk.tolist(), strict=True):
+            yield user, [item for item in items_k if item >= 0]
 
 
 def candidate_lists(backbone: Backbone, split: Split, num_users: int, part: Part, k: int) -> CandidateLists:
@@ -81,38 +86,6 @@ def asked_rating_rows(config: RunConfig, rows: Interactions) -> Interactions:
     return rows.select(np.isin(rows.user_N, chosen[: config.rank.rating_users]))
 
 
-def rating_scale(tables: Tables) -> tuple[float, float]:
-    """The lowest and the highest rating of the data set."""
-    ratings = tables.interactions["rating"].to_numpy()
-    return float(ratings.min()), float(ratings.max())
-
-
-def rating_labels(tables: Tables) -> list[float]:
-    """The whole-number scale of the data set, such as 1 to 5."""
-    ratings = np.unique(tables.interactions["rating"].to_numpy())
-    if not np.all(ratings == np.round(ratings)) or len(ratings) > 20:
-        raise UserError(
-            "rank.rating_rule = expected: the ratings of the data set are no short whole-number scale: "
-            "set rank.rating_rule to integer."
-        )
-    return [float(value) for value in range(int(ratings.min()), int(ratings.max()) + 1)]
-
-
-def label_ids(renderer: Renderer, labels: Iterable[float]) -> tuple[int, ...]:
-    """The one token of each label as it stands on the answer's line. Raises UserError for a longer one."""
-    ids = []
-    for label in labels:
-        text = rating_text(label)
-        tokens = renderer.answer_ids(text)
-        if len(tokens) != 1:
-            raise UserError(
-                f"rank.rating_rule = expected: the tokenizer writes the rating {text} as {len(tokens)} "
-                "tokens, the expectation needs one: set rank.rating_rule to integer."
-            )
-        ids.append(tokens[0])
-    return tuple(ids)
-
-
 def listwise_request(
     config: RunConfig, renderer: Renderer, sample: Sample, first_only: bool, **meta: object
 ) -> Request:
@@ -122,14 +95,4 @@ def listwise_request(
         max_tokens=config.rank.max_answer_tokens,
         stop=("\n",) if first_only else (),
         meta={**meta, "candidates": sample.meta["items"]},
-    )
-
-
-def rating_request(renderer: Renderer, sample: Sample, score_ids: tuple[int, ...], **meta: object) -> Request:
-    """Ask for the rating tokens' probabilities, or for the rating as text when there are no ids."""
-    return Request(
-        prompt_ids=tuple(renderer.render_prompt(sample.prompt)),
-        max_tokens=1 if score_ids else 8,
-        score_ids=score_ids,
-        meta={**meta, "item": sample.meta["items"][0]},
     )

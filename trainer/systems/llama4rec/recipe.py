@@ -15,12 +15,19 @@ from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, ins
 ASKING = ("bulk.dtype", "bulk.max_model_len", "prompts", "seed")
 # What only changes what is shown or kept must not make a finished tuning run again.
 NO_INFLUENCE = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
+MODEL = ("model.path", "model.dtype", "model.attention")
 TRAINING = tuple(f"training.{name}" for name in TrainingBlock.model_fields if name not in NO_INFLUENCE)
 
 
 def stages(config: RunConfig) -> list[Stage]:
-    """The recipe for a config: the IFT baseline is tuned by itself unless the model is shared."""
-    made = [
+    """The recipe for a config; with `model.tuned` nothing is tuned."""
+    tuning = [] if config.model.tuned else tuning_stages(config)
+    tuned = tuple(stage.name for stage in tuning if stage.where == "ranks")
+    return [*data_stages(), *tuning, *using_stages(config, tuned)]
+
+
+def data_stages() -> list[Stage]:
+    return [
         Stage(
             "prepare",
             "read the data set, split it",
@@ -40,36 +47,44 @@ def stages(config: RunConfig) -> list[Stage]:
             outputs=("backbones/base", "backbones/inner"),
             run=backbones.run_backbones,
         ),
-        Stage(
-            "instructions",
-            "write the instruction shards",
-            "process",
-            needs=("backbone",),
-            settings=("prompts", "instructions", "model.path", "training.ift", "disliked_below", "seed"),
-            outputs=("instructions",),
-            run=instructions.run_instructions,
-            inputs=lambda run: [template_files(run), model_files(run)],
-        ),
     ]
-    made += [tune_stage(name) for name in tune.tuned_models(config)]
-    tuned = tuple(stage.name for stage in made if stage.where == "ranks")
-    return made + [
+
+
+def tuning_stages(config: RunConfig) -> list[Stage]:
+    """The corpus, then one stage a tuned model: the IFT baseline has its own unless it is shared."""
+    corpus = Stage(
+        "instructions",
+        "write the instruction shards",
+        "process",
+        needs=("backbone",),
+        settings=("prompts", "instructions", "model.path", "training.ift", "disliked_below", "seed"),
+        outputs=("instructions",),
+        run=instructions.run_instructions,
+        inputs=lambda run: [template_files(run), model_files(run), mixed_corpora(run)],
+    )
+    return [corpus, *(tune_stage(name) for name in tune.tuned_models(config))]
+
+
+def using_stages(config: RunConfig, tuned: tuple[str, ...]) -> list[Stage]:
+    """Everything behind the tuned model; tuned: the stages that made it, none with `model.tuned`."""
+    return [
         Stage(
             "augment",
             "let the LLM make training data for the conventional models",
             "vllm",
-            needs=("backbone", tune.stage_name("llama4rec")),
-            settings=("augment", "rank.max_answer_tokens", *ASKING),
+            needs=("backbone", *(name for name in tuned if name == tune.stage_name("llama4rec"))),
+            settings=("augment", "rank.max_answer_tokens", "model.tuned", *ASKING),
             outputs=("augment", "bulk/augment"),
             run=augment.run_augment,
             passes=augment.passes,
+            inputs=lambda run: [tuned_files(run), reused_files(run)],
         ),
         Stage(
             "backbone_again",
             "fit the conventional models on the augmented data",
             "process",
             needs=("backbone", "augment"),
-            settings=("backbones", "seed"),
+            settings=("backbones", "augment.attributes", "seed"),
             outputs=("backbones/augmented",),
             run=backbones.run_backbones_again,
         ),
@@ -78,10 +93,11 @@ def stages(config: RunConfig) -> list[Stage]:
             "let the LLM re-rank candidates and predict ratings",
             "vllm",
             needs=("backbone", "backbone_again", *tuned),
-            settings=("rank", "disliked_below", *ASKING),
+            settings=("rank", "evaluate.ablation", "disliked_below", "model.tuned", *ASKING),
             outputs=tuple(f"bulk/rank_{name}" for name in tune.tuned_models(config)),
             run=rank.run_rank,
             passes=rank.passes,
+            inputs=tuned_files,
         ),
         Stage(
             "aggregate",
@@ -111,7 +127,7 @@ def tune_stage(name: str) -> Stage:
         f"tune all parameters of the LLM ({name})",
         "ranks",
         needs=("instructions",),
-        settings=("model", *TRAINING, "parallel.zero_stage", "seed"),
+        settings=(*MODEL, *TRAINING, "parallel.zero_stage", "seed"),
         outputs=(f"tune/{name}",),
         run=lambda run: tune.run_tune(run, name),
         inputs=model_files,
@@ -130,6 +146,28 @@ def user_files(run: Run) -> Any:
 def model_files(run: Run) -> Any:
     """What a local model folder holds now; nothing for a name or a hub id."""
     return folder_state(Path(run.config.model.path).expanduser())
+
+
+def tuned_files(run: Run) -> Any:
+    """The models of the run that `model.tuned` names; nothing for models tuned here."""
+    if run.config.model.tuned is None:
+        return None
+    return [folder_state(tune.model_folder(run, name)) for name in tune.tuned_models(run.config)]
+
+
+def reused_files(run: Run) -> Any:
+    """The records of the run that `augment.reuse` names."""
+    reused = run.config.augment.reuse
+    return reused and content_of([Path(reused).expanduser() / "augment"])
+
+
+def mixed_corpora(run: Run) -> Any:
+    """The manifests of the corpora that are mixed in."""
+    return content_of(
+        path
+        for name in run.config.instructions.also
+        for path in sorted(Path(name).expanduser().glob("instructions/*/*/manifest.json"))
+    )
 
 
 def template_files(run: Run) -> Any:

@@ -52,8 +52,7 @@ class Results:
                 (f"N@{k}", metrics.ndcg(ranks_B, k)),
             ):
                 self.add(task, method, name, values_B.mean(), len(users_B), self.ranking_protocol)
-        k = max(self.config.evaluate.ks)
-        self.add_per_user(task, method, users_B, count_U, f"N@{k}", metrics.ndcg(ranks_B, k))
+                self.add_per_user(task, method, users_B, count_U, name, values_B)
 
     def add_ceiling(self, task: str, method: str, reachable_B: np.ndarray) -> None:
         """The share of users whose target is among the k' candidates: no re-ranking can beat it."""
@@ -71,8 +70,9 @@ class Results:
         protocol = "last rating of each user asked"
         for name, function in (("RMSE", metrics.rmse), ("MAE", metrics.mae)):
             self.add("rating", method, name, function(predicted_N, rows.rating_N), len(rows), protocol)
-        errors_N = np.abs(predicted_N - rows.rating_N)
-        self.add_per_user("rating", method, rows.user_N, count_U, "AE", errors_N)
+        error_N = predicted_N - rows.rating_N
+        self.add_per_user("rating", method, rows.user_N, count_U, "SE", error_N**2)
+        self.add_per_user("rating", method, rows.user_N, count_U, "AE", np.abs(error_N))
 
     def add_per_user(
         self,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from recloom.data_shards.artifacts import MANIFEST
+from recloom.data_shards.errors import UserError
 from recloom.trainer.config import RunConfig
 from recloom.trainer.models import resolve_model
 from recloom.trainer.stages import Run
@@ -19,6 +23,18 @@ def stage_name(model: str) -> str:
 def model_of(config: RunConfig, method: str) -> str:
     """The tuned model that answers for a method."""
     return method if method in tuned_models(config) else "llama4rec"
+
+
+def model_folder(run: Run, model: str) -> Path:
+    """The tuned Hugging Face folder: of this run, or of the run that `model.tuned` names."""
+    folder = Path(run.config.model.tuned).expanduser() if run.config.model.tuned else run.folder
+    path = folder / "tune" / model / "model"
+    if run.config.model.tuned and not (path / MANIFEST).is_file():
+        raise UserError(
+            f"model.tuned = '{folder}': there is no finished {path.relative_to(folder)}: "
+            "finish that run, with the same training.ift, or name another."
+        )
+    return path
 
 
 def run_tune(run: Run, model: str) -> None:
