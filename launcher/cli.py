@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add_layers(run)
     run.add_argument("--only", metavar="STAGE", help="this stage alone, again")
     run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it again")
+    run.add_argument("--until", metavar="STAGE", help="stop behind this stage")
     run.add_argument("--dry-run", action="store_true", help="say what would run, do nothing")
 
     validate = commands.add_parser(
@@ -103,12 +104,12 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def run_command(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    from recloom.launcher.run import run_config
+    from recloom.launcher.run import Selection, run_config
     from recloom.trainer.config_io import read_config
 
     config = read_config(options.config, overrides, options.layers)
-    run_config(config, options.only, options.start, options.dry_run)
-    if not options.dry_run and options.only is None:
+    run_config(config, Selection(options.only, options.start, options.until), options.dry_run)
+    if not options.dry_run and options.only is None and options.until is None:
         report_command([config.folder])
     return 0
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -47,14 +48,49 @@ def open_run(config: RunConfig) -> Iterator[Run]:
             yield Run(config, folder, cache_dir())
 
 
-def run_config(
-    config: RunConfig, only: str | None = None, start: str | None = None, dry_run: bool = False
-) -> None:
+@dataclass(frozen=True)
+class Selection:
+    """Which stages of a recipe to walk.
+
+    Attributes:
+        only: this stage alone, again; what it needs must be finished, what was made from it is forgotten.
+        start: this stage and all after it run again, finished or not.
+        until: stop behind this stage.
+    """
+
+    only: str | None = None
+    start: str | None = None
+    until: str | None = None
+
+    def of(self, stages: Sequence[Stage]) -> list[Stage]:
+        """The stages to walk; raises UserError for a name that is no stage."""
+        names = [stage.name for stage in stages]
+        for option, name in (("--only", self.only), ("--from", self.start), ("--until", self.until)):
+            if name is not None and name not in names:
+                raise UserError(f"{option} {name}: no such stage: choose one of {', '.join(names)}.")
+        if self.only is not None:
+            return [stage for stage in stages if stage.name == self.only]
+        return list(stages[: names.index(self.until) + 1]) if self.until else list(stages)
+
+    def asked_again(self, stages: Sequence[Stage]) -> set[str]:
+        """The stages to forget: the named one with all made from it, or all from the named one on."""
+        again: set[str] = set()
+        for stage in stages:
+            named = stage.name in (self.only, self.start)
+            if named or (self.start and again) or again.intersection(stage.needs):
+                again.add(stage.name)
+        return again
+
+
+EVERYTHING = Selection()
+
+
+def run_config(config: RunConfig, selection: Selection = EVERYTHING, dry_run: bool = False) -> None:
     """The recipe of a config, once or for each of its seeds in turn; see `run_recipe`."""
     if not config.seeds:
-        run_recipe(config, only, start, dry_run)
+        run_recipe(config, selection, dry_run)
         return
-    check_names(recipe(config), only, start)
+    selection.of(recipe(config))  # a wrong name leaves nothing behind
     with unused_folder_removed(config.folder):
         if not dry_run:
             config.folder.mkdir(parents=True, exist_ok=True)
@@ -62,38 +98,21 @@ def run_config(
         for number, seed in enumerate(config.seeds, 1):
             print(f"seed {seed} ({number} of {len(config.seeds)})", flush=True)
             own = {"seed": seed, "seeds": (), "run_dir": str(seed_folder(config, seed))}
-            run_recipe(config.model_copy(update=own), only, start, dry_run)
+            run_recipe(config.model_copy(update=own), selection, dry_run)
 
 
-def run_recipe(
-    config: RunConfig, only: str | None = None, start: str | None = None, dry_run: bool = False
-) -> Run:
-    """Walk the stages of a config.
-
-    Args:
-        only: this stage alone, again; what it needs must be finished, what was made from it is forgotten.
-        start: this stage and all after it run again, finished or not.
-        dry_run: say what would be done, do nothing.
-    """
+def run_recipe(config: RunConfig, selection: Selection = EVERYTHING, dry_run: bool = False) -> Run:
+    """Walk the selected stages of a config; dry_run: say what would be done, do nothing."""
     stages = recipe(config)
-    check_names(stages, only, start)
+    chosen = selection.of(stages)
     if dry_run:
         run = Run(config, config.folder, cache_dir())
-        print_plan(stages, run, only, start)
+        print_plan(stages, chosen, run, selection.asked_again(stages))
         return run
     with open_run(config) as run, logged(run.folder / "log.txt"):
-        forget(run, asked_again(stages, only, start))
-        walk(run, stages, only)
+        forget(run, selection.asked_again(stages))
+        walk(run, stages, chosen)
     return run
-
-
-def asked_again(stages: Sequence[Stage], only: str | None, start: str | None) -> set[str]:
-    """The stages to forget: the named one with all that was made from it, or all from the named one on."""
-    again: set[str] = set()
-    for stage in stages:
-        if stage.name in (only, start) or (start and again) or again.intersection(stage.needs):
-            again.add(stage.name)
-    return again
 
 
 def forget(run: Run, names: set[str]) -> None:
@@ -103,11 +122,11 @@ def forget(run: Run, names: set[str]) -> None:
         run.path(f"stages/{name}.started").unlink(missing_ok=True)
 
 
-def walk(run: Run, stages: Sequence[Stage], only: str | None) -> None:
-    """The stages in order; see `run_recipe`."""
+def walk(run: Run, stages: Sequence[Stage], chosen: Sequence[Stage]) -> None:
+    """The chosen stages in order, finished ones skipped."""
     digests = stage_digests(stages, run)
     for number, stage in enumerate(stages, 1):
-        if only is not None and stage.name != only:
+        if stage not in chosen:
             continue
         label = f"[{number}/{len(stages)}] {stage.name}: {stage.title}"
         if is_fresh(run, stage, digests[stage.name]):
@@ -165,13 +184,6 @@ def make_inputs(run: Run) -> None:
             work_stage(run, stage, digests[stage.name])
 
 
-def check_names(stages: Sequence[Stage], only: str | None, start: str | None) -> None:
-    names = [stage.name for stage in stages]
-    for option, name in (("--only", only), ("--from", start)):
-        if name is not None and name not in names:
-            raise UserError(f"{option} {name}: no such stage: choose one of {', '.join(names)}.")
-
-
 def check_needs(stages: Sequence[Stage], stage: Stage, run: Run, digests: dict[str, str]) -> None:
     by_name = {other.name: other for other in stages}
     for name in stage.needs:
@@ -182,10 +194,10 @@ def check_needs(stages: Sequence[Stage], stage: Stage, run: Run, digests: dict[s
             )
 
 
-def print_plan(stages: Sequence[Stage], run: Run, only: str | None, start: str | None) -> None:
-    digests, again = stage_digests(stages, run), asked_again(stages, only, start)
+def print_plan(stages: Sequence[Stage], chosen: Sequence[Stage], run: Run, again: set[str]) -> None:
+    digests = stage_digests(stages, run)
     for number, stage in enumerate(stages, 1):
-        if only is None or stage.name == only:
+        if stage in chosen:
             skipped = stage.name not in again and is_fresh(run, stage, digests[stage.name])
             state = "skip" if skipped else "run "
             print(f"{state} [{number}] {stage.name:<15} {stage.where:<8} {stage.title}")

@@ -16,10 +16,14 @@ from recloom.trainer.config_io import (
     read_yaml,
 )
 from recloom.trainer.plan import format_plan, make_plan
+from recloom.trainer.report.compare import PaperTable, paper_tables
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
-SHIPPED = sorted(FOLDER.rglob("*.yaml"))
+SHIPPED = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "parts")
+PARTS = sorted((FOLDER / "llama4rec/parts").glob("*.yaml"))
 GPUS = {"llama4rec_7b": 16, "llama4rec_13b": 16, "llama4rec_70b": 32}
+GPUS |= {path.stem: 16 for path in SHIPPED if "cluster_7b" in path.read_text()}
+DATA = {"ml100k": "ML-100K", "ml1m": "ML-1M", "bookcrossing": "BookCrossing"}
 
 
 def test_the_configs_are_there() -> None:
@@ -40,7 +44,42 @@ def test_a_shipped_config_is_read_planned_and_reads_back(path: Path, tmp_path: P
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_shipped_config_stands_in_the_readme(path: Path) -> None:
-    assert path.name in (FOLDER / "README.md").read_text()
+    readme = (path.parent / "README.md").read_text()
+    table, data, backbone = (*path.stem.split("_"), "", "")[:3]
+    pattern = path.name in readme or f"{table}_DATA_{backbone}.yaml" in readme
+    assert pattern or (
+        f"{table}_DATA_BACKBONE.yaml" in readme and f"`{backbone}`" in readme and f"`{data}`" in readme
+    )
+
+
+@pytest.mark.parametrize("table", paper_tables("llama4rec"), ids=lambda table: table.table)
+def test_every_cell_of_the_papers_tables_is_a_config(table: PaperTable) -> None:
+    """Its task, data set, backbone and five seeds."""
+    number = table.table.split()[1]
+    for stem, dataset in DATA.items():
+        for backbone in table.figures.get(dataset, {}):
+            config = read_config(FOLDER / f"llama4rec/table{number}_{stem}_{backbone}.yaml")
+            assert getattr(config.backbones, table.task).model == backbone
+            assert len(config.seeds) == 5 and config.evaluate.ablation == (number == "5")
+            named = {"ml100k": "100k", "ml1m": "1m"}.get(stem, stem)
+            assert named in (config.data.source, getattr(config.data, "variant", None))
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
+def test_every_part_is_used(path: Path) -> None:
+    assert any(f"parts/{path.name}" in config.read_text() for config in SHIPPED)
+
+
+def test_a_table_at_the_papers_scale() -> None:
+    """`--with parts/cluster_7b.yaml`: all users, the one tuned LLM, the cell's own data and backbone."""
+    cluster = FOLDER / "llama4rec/parts/cluster_7b.yaml"
+    config = read_config(FOLDER / "llama4rec/table2_ml1m_lightgcn.yaml", layers=[cluster])
+    assert config.model.path == "meta-llama/Llama-2-7b-hf" and config.model.tuned is not None
+    assert config.augment.users is None and not config.rank.reachable_only
+    assert config.backbones.direct.model == "lightgcn" and config.rank.ranking == "best"
+    tuning = read_config(FOLDER / "llama4rec/llama4rec_tune_7b.yaml")
+    assert len(tuning.instructions.also) == 2 and tuning.instructions.per_task == 5000
+    assert tuning.model.tuned is None and tuning.training.ift == "separate"
 
 
 def test_the_readmes_data_block_is_read() -> None:
