@@ -83,11 +83,14 @@ class GraphBackbone(DirectBackbone):
         return self.split(self.nodes.weight)
 
     def all_vectors(self) -> tuple[Tensor, Tensor]:
-        layers = self.layer_vectors([self.adjacency()] * self.layers)
-        return self.split(sum(layers[1:], start=layers[0]) / (self.layers + 1))
+        return self.vectors([self.adjacency()] * self.layers)
+
+    def vectors(self, adjacencies: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Final vectors of all users and all items, with one adjacency a convolution."""
+        return self.split(mean(self.layer_vectors(adjacencies)))
 
     def layer_vectors(self, adjacencies: list[Tensor]) -> list[Tensor]:
-        """The nodes' vectors (V, D) of layers 0..K, with one adjacency a convolution."""
+        """The nodes' vectors (V, D) of layers 0..K."""
         layers = [self.nodes.weight]
         for adjacency_VV in adjacencies:
             layers.append(SymmetricProduct.apply(adjacency_VV, layers[-1]))
@@ -96,3 +99,7 @@ class GraphBackbone(DirectBackbone):
     def split(self, vectors_VD: Tensor) -> tuple[Tensor, Tensor]:
         """The users' rows and the items' rows."""
         return vectors_VD[: self.num_users], vectors_VD[self.num_users :]
+
+
+def mean(layers: list[Tensor]) -> Tensor:
+    return sum(layers[1:], start=layers[0]) / len(layers)

@@ -1,11 +1,7 @@
-"""SASRec: Kang and McAuley 2018, "Self-Attentive Sequential Recommendation".
-
-Shapes: B sequences, L length, D embedding width, I items, M targets that are no padding.
-"""
+"""SASRec: Kang and McAuley 2018, "Self-Attentive Sequential Recommendation"."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -31,8 +27,4 @@ class SASRec(TransformerBackbone):
     """
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the next item over the full catalogue, at every real position."""
-        inputs_BL, targets_BL = batch
-        real_BL = targets_BL != self.num_items
-        hidden_MD = self.encode(inputs_BL)[real_BL]
-        return F.cross_entropy(hidden_MD @ self.item_vectors().T, targets_BL[real_BL])
+        return self.next_item_loss(*batch)

@@ -1,6 +1,7 @@
 """What SASRec, CL4SRec and BERT4Rec share: the item and position tables, attention, padding.
 
-Shapes: B sequences, L length, H heads, D width, d width of a head, I items.
+Shapes: B sequences, L length, H heads, D width, d width of a head, M targets that
+are no padding.
 """
 
 from __future__ import annotations
@@ -105,6 +106,12 @@ class TransformerBackbone(SequentialBackbone):
         for block in self.blocks:
             hidden_BLD = block(hidden_BLD, allowed_BLL[:, None])
         return self.norm(hidden_BLD)
+
+    def next_item_loss(self, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        """Cross-entropy of the next item over the full catalogue, at every real position."""
+        real_BL = targets_BL != self.num_items
+        hidden_MD = self.encode(inputs_BL)[real_BL]
+        return F.cross_entropy(hidden_MD @ self.item_vectors().T, targets_BL[real_BL])
 
     def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
         """The representation of the sequence: the hidden state at its last item."""
