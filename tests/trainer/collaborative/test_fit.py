@@ -15,6 +15,7 @@ from recloom.trainer.collaborative.fit import fit, validation_value
 from recloom.trainer.collaborative.registry import backbone_module
 
 SMALL = {"embedding": 16, "batch_size": 64, "max_epochs": 40, "patience": 10}
+LONG = {"bert4rec": {"max_epochs": 150, "patience": 40}}
 
 
 def data_of(name: str, topk: TopKData, rating: RatingData) -> TopKData | RatingData:
@@ -22,7 +23,11 @@ def data_of(name: str, topk: TopKData, rating: RatingData) -> TopKData | RatingD
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"), [("mf", 0.55), ("lightgcn", 0.55), ("sasrec", 0.85), ("deepfm", 0.4)]
+    ("name", "bound"),
+    [
+        *(("mf", 0.55), ("lightgcn", 0.55), ("mixgcf", 0.55), ("sgl", 0.55)),
+        *(("sasrec", 0.85), ("bert4rec", 0.55), ("cl4srec", 0.75), ("deepfm", 0.4)),
+    ],
 )
 def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: RatingData) -> None:
     """A random order of 40 items has N@10 about 0.12; only order tells which item comes next in a cycle.
@@ -30,7 +35,8 @@ def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: R
     The ratings have a standard deviation of 1.3.
     """
     module, data = backbone_module(name), data_of(name, topk, rating)
-    backbone, result = fit(module, data, module.Settings(**SMALL), seed=0, progress=False)
+    settings = module.Settings(**{**SMALL, **LONG.get(name, {})})
+    backbone, result = fit(module, data, settings, seed=0, progress=False)
     assert result.best_value < bound if name == "deepfm" else result.best_value > bound
     assert result.metric == ("RMSE" if name == "deepfm" else "N@10")
     assert validation_value(backbone, data) == result.best_value
@@ -40,7 +46,9 @@ def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: R
     assert not backbone.training
 
 
-@pytest.mark.parametrize("name", ["mf", "lightgcn", "sasrec", "deepfm"])
+@pytest.mark.parametrize(
+    "name", ["mf", "lightgcn", "mixgcf", "sgl", "sasrec", "bert4rec", "cl4srec", "deepfm"]
+)
 def test_two_fits_are_equal_bit_for_bit(name: str, topk: TopKData, rating: RatingData) -> None:
     module, data = backbone_module(name), data_of(name, topk, rating)
     settings = module.Settings(**{**SMALL, "max_epochs": 3})
@@ -101,12 +109,13 @@ def test_seen_items_are_no_competition(topk: TopKData) -> None:
     assert validation_value(backbone, replace(topk, seen=target_only)) == 1.0
 
 
+@pytest.mark.parametrize("name", ["lightgcn", "mixgcf", "sgl"])
 @pytest.mark.parametrize(("better", "worse"), [(30, 31), (31, 30)])
-def test_extra_pairs_teach_the_model(topk: TopKData, better: int, worse: int) -> None:
+def test_extra_pairs_teach_the_model(name: str, topk: TopKData, better: int, worse: int) -> None:
     """Users without items of group 3 learn the order of two of its items from pairs alone."""
     users = np.flatnonzero(np.arange(topk.num_users) % 4 == 0)
     pairs = np.stack([users, np.full_like(users, better), np.full_like(users, worse)], axis=1)
-    module = backbone_module("lightgcn")
+    module = backbone_module(name)
     settings = module.Settings(**{**SMALL, "max_epochs": 30, "patience": 30})
     backbone, _ = fit(module, replace(topk, extra_pairs=pairs), settings, seed=0, progress=False)
     with torch.no_grad():
