@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import Sizes, Task
-from recloom.trainer.collaborative.fields import Dropout, FieldBackbone, FieldSettings
+from recloom.trainer.collaborative.fields import FieldBackbone, FieldSettings
 
 TASK: Task = "rating"
 
@@ -22,7 +22,6 @@ class Settings(FieldSettings):
     layers: PositiveInt = Field(default=2, description="number of interacting layers")
     heads: PositiveInt = Field(default=2, description="attention heads of a layer")
     attention: PositiveInt = Field(default=8, description="width of a head")
-    dropout: Dropout = 0.0
 
 
 class Interacting(nn.Module):

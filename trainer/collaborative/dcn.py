@@ -7,7 +7,7 @@ C = F * D embeddings side by side, H width of the last hidden layer.
 from __future__ import annotations
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import Sizes, Task
@@ -18,6 +18,7 @@ TASK: Task = "rating"
 
 class Settings(FieldSettings):
     model: str = "dcn"
+    weight_decay: NonNegativeFloat = 1e-4
     cross_layers: PositiveInt = Field(default=2, description="number of cross layers")
     hidden: tuple[PositiveInt, ...] = Field(default=(128, 128), description="widths of the deep part")
 

@@ -74,9 +74,6 @@ class FieldBackbone(RatingBackbone):
     The loss is the squared error in stars; there is no sigmoid. `num_fields` is F.
     """
 
-    factor_std: float = 0.05
-    """Standard deviation of the field embeddings at the start."""
-
     def __init__(self, settings: FieldSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         user_fields, item_fields = sizes["user_fields"], sizes["item_fields"]
@@ -105,7 +102,7 @@ class FieldBackbone(RatingBackbone):
         self.user_side.attach(data.user_features, 1)
         self.item_side.attach(data.item_features, data.num_users + data.user_features.num_values)
         nn.init.zeros_(self.linear.weight)
-        nn.init.normal_(self.factors.weight, std=self.factor_std)
+        nn.init.normal_(self.factors.weight, std=0.05)
         with torch.no_grad():
             self.bias.fill_(float(data.train.rating_N.mean()))
 

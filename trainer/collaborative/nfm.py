@@ -5,7 +5,7 @@ Shapes: N pairs, F fields (user id, user attributes, item id, item attributes), 
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import Sizes, Task
@@ -16,6 +16,7 @@ TASK: Task = "rating"
 
 class Settings(FieldSettings):
     model: str = "nfm"
+    weight_decay: NonNegativeFloat = 1e-4
     hidden: tuple[PositiveInt, ...] = Field(default=(128, 128), description="widths of the deep part")
 
 
