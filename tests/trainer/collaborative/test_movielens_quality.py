@@ -10,7 +10,7 @@ from recloom.data_shards.tables import Tables
 from recloom.trainer import metrics
 from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.fit import fit
-from recloom.trainer.collaborative.registry import backbone_module
+from recloom.trainer.collaborative.registry import backbone_module, backbone_names
 
 
 def popularity_ndcg(data: TopKData) -> float:
@@ -40,10 +40,11 @@ def test_beats_popularity(ml100k: Tables, name: str) -> None:
     assert result.best_value > 1.35 * popularity_ndcg(data)
 
 
-def test_beats_the_mean_rating(ml100k: Tables) -> None:
+@pytest.mark.parametrize("name", backbone_names("rating"))
+def test_beats_the_mean_rating(ml100k: Tables, name: str) -> None:
     split = leave_one_out(ml100k, positive_rating=4.0).rating
     data = RatingData.from_split(ml100k, split)
-    module = backbone_module("deepfm")
-    _, result = fit(module, data, module.Settings(max_epochs=3), seed=0, progress=False)
+    module = backbone_module(name)
+    _, result = fit(module, data, module.Settings(max_epochs=4, evaluate_every=4), seed=0, progress=False)
     mean = np.full(len(data.valid), data.train.rating_N.mean())
     assert result.best_value < metrics.rmse(mean, data.valid.rating_N) - 0.1
