@@ -174,7 +174,7 @@ def marked(settings: InstructionsBlock, task: str, drafts: Iterator[Sample], wan
             f"instructions: task {task} has no user with {settings.min_interactions} training "
             "interactions: lower instructions.min_interactions or use more data."
         )
-    num_valid = min(settings.validation, len(found) // 10)
+    num_valid = min(settings.validation, max(len(found) - wanted, len(found) // 10))
     return [(sample, position < num_valid) for position, sample in enumerate(found)]
 
 
