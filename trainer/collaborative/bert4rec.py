@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import Batch, Sizes, Task
 from recloom.trainer.collaborative.data import TopKData
+from recloom.trainer.collaborative.softmax import softmax_loss
 from recloom.trainer.collaborative.transformer import Block, TransformerBackbone, TransformerSettings
 
 TASK: Task = "sequential"
@@ -76,8 +77,8 @@ class BERT4Rec(TransformerBackbone):
         (sequences_BL,) = batch
         masked_BL = self.masked_positions(sequences_BL)
         hidden_MD = self.encode(sequences_BL.masked_fill(masked_BL, self.mask_token))[masked_BL]
-        logits_MI = F.linear(self.project(hidden_MD), self.item_vectors(), self.bias)
-        return F.cross_entropy(logits_MI, sequences_BL[masked_BL])
+        targets_M = sequences_BL[masked_BL]
+        return softmax_loss(self.project(hidden_MD), self.item_vectors(), targets_M, self.bias)
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """GELU(h W + b) of eq. (7)."""
@@ -86,8 +87,8 @@ class BERT4Rec(TransformerBackbone):
     def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
         """The projected state of a [mask] that follows the history."""
         mask_B1 = torch.full((len(histories_BL), 1), self.mask_token)
-        hidden_BLD = self.encode(torch.cat([histories_BL, mask_B1], dim=1))
-        return self.project(hidden_BLD[:, -1])
+        hidden_B1D = self.encode(torch.cat([histories_BL, mask_B1], dim=1), last=1)
+        return self.project(hidden_B1D[:, 0])
 
     def score(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
         return super().score(users_B, histories_BL) + self.bias

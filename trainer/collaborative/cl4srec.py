@@ -46,7 +46,7 @@ class CL4SRec(TransformerBackbone):
     def contrast(self, inputs_BL: Tensor) -> Tensor:
         """Eq. (2): which of the other 2B - 1 views shows the same sequence, by dot products."""
         views_VL = torch.cat([self.augment(inputs_BL), self.augment(inputs_BL)])
-        vectors_VD = self.encode(views_VL)[:, -1]
+        vectors_VD = self.encode(views_VL, last=1)[:, 0]
         logits_VV = (vectors_VD @ vectors_VD.T).masked_fill(torch.eye(len(views_VL)).bool(), -torch.inf)
         return F.cross_entropy(logits_VV, torch.arange(len(views_VL)).roll(len(inputs_BL)))
 

@@ -114,9 +114,9 @@ def leave_one_out_queries(split: Split, num_users: int, part: Literal["valid", "
 
 def pad_histories(histories: Sequence[np.ndarray], length: int, padding: int) -> Tensor:
     """The last `length` items of every history, padded on the left: histories_BL, int64."""
+    kept = [items[max(0, len(items) - length) :] for items in histories]
+    length_B = np.array([len(items) for items in kept], dtype=np.int64)
     padded_BL = np.full((len(histories), length), padding, dtype=np.int64)
-    for row_L, items in zip(padded_BL, histories, strict=True):
-        kept = min(len(items), length)
-        if kept:
-            row_L[-kept:] = items[-kept:]
+    if length_B.any():
+        padded_BL[np.arange(length) >= length - length_B[:, None]] = np.concatenate(kept)
     return torch.from_numpy(padded_BL)

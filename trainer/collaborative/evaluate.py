@@ -15,7 +15,7 @@ from recloom.trainer import metrics
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import NO_ITEM, pad_histories
 
-SCORES_PER_CHUNK = 4_000_000
+SCORES_PER_CHUNK = 2_000_000
 PAIRS_PER_CHUNK = 65_536
 
 
@@ -29,7 +29,9 @@ def masked_scores(
     """Rows of a chunk and its scores over the catalogue, -inf for seen items; chunks bound the memory."""
     training = backbone.training
     backbone.eval()
-    size = max(1, SCORES_PER_CHUNK // backbone.num_items)
+    # a user's scores and hidden states; chunks of some MB are reused by malloc, larger ones fault in anew
+    per_user = backbone.num_items + backbone.history_length * backbone.settings.embedding
+    size = max(1, SCORES_PER_CHUNK // per_user)
     for start in range(0, len(users_B), size):
         rows = slice(start, min(start + size, len(users_B)))
         users_C = torch.as_tensor(np.asarray(users_B[rows], dtype=np.int64))

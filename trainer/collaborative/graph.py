@@ -1,15 +1,17 @@
 """What LightGCN, MixGCF and SGL share: the user-item graph, its normalised adjacency, propagation.
 
-Shapes: U users, I items, V = U + I nodes, E distinct training edges, F = 2E directed edges, D
+Shapes: U users, I items, V = U + I nodes, E distinct training edges, G = 2E directed edges, D
 embedding width.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -25,27 +27,38 @@ class GraphSettings(BackboneSettings):
 
 
 class SymmetricProduct(torch.autograd.Function):
-    """A @ X for a constant symmetric sparse A: the gradient is A @ dY, no transpose is made."""
+    """A @ X for a constant symmetric sparse A (CSR): the gradient is A @ dY, no transpose is made.
+
+    Naming the reduction picks the row-wise product, which takes a fifth of the time of the one for COO.
+    """
 
     @staticmethod
     def forward(ctx: Any, adjacency_VV: Tensor, vectors_VD: Tensor) -> Tensor:
         ctx.adjacency_VV = adjacency_VV
-        return torch.sparse.mm(adjacency_VV, vectors_VD)
+        return torch.sparse.mm(adjacency_VV, vectors_VD, "sum")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, torch.sparse.mm(ctx.adjacency_VV, gradients[0])
+        return None, torch.sparse.mm(ctx.adjacency_VV, gradients[0].contiguous(), "sum")
 
 
 def normalised_adjacency(edges_2E: Tensor, num_users: int, num_items: int, dtype: torch.dtype) -> Tensor:
-    """D^-1/2 A D^-1/2 of the user-item graph, sparse (V, V), no self-loops (He et al. 2020, eqs. 6, 8)."""
+    """D^-1/2 A D^-1/2 of the user-item graph, CSR (V, V), no self-loops (He et al. 2020, eqs. 6, 8)."""
     users_E, items_E = edges_2E[0], edges_2E[1] + num_users
     num_nodes = num_users + num_items
-    ends_2F = torch.stack([torch.cat([users_E, items_E]), torch.cat([items_E, users_E])])
-    degree_V = torch.bincount(ends_2F[0], minlength=num_nodes).to(dtype)
-    value_F = (degree_V[ends_2F[0]] * degree_V[ends_2F[1]]).rsqrt()
-    adjacency_VV = torch.sparse_coo_tensor(ends_2F, value_F, (num_nodes, num_nodes), check_invariants=False)
-    return adjacency_VV.coalesce()
+    ends_2G = torch.stack([torch.cat([users_E, items_E]), torch.cat([items_E, users_E])])
+    degree_V = torch.bincount(ends_2G[0], minlength=num_nodes).to(dtype)
+    value_G = (degree_V[ends_2G[0]] * degree_V[ends_2G[1]]).rsqrt()
+    order_G = (ends_2G[0] * num_nodes + ends_2G[1]).argsort()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            F.pad(degree_V.long().cumsum(0), (1, 0)),
+            ends_2G[1][order_G],
+            value_G[order_G],
+            (num_nodes, num_nodes),
+            check_invariants=False,
+        )
 
 
 class GraphBackbone(DirectBackbone):

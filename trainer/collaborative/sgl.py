@@ -18,6 +18,7 @@ from torch import Tensor
 from recloom.trainer.collaborative.base import Batch, Task
 from recloom.trainer.collaborative.data import TopKData
 from recloom.trainer.collaborative.graph import GraphBackbone, GraphSettings
+from recloom.trainer.collaborative.softmax import softmax_loss
 
 TASK: Task = "direct"
 
@@ -81,5 +82,4 @@ class SGL(GraphBackbone):
         first_XD, second_XD = (
             F.normalize(F.embedding(nodes_X, vectors_VD), dim=1) for vectors_VD in (first_VD, second_VD)
         )
-        logits_XX = first_XD @ second_XD.T / self.settings.temperature
-        return F.cross_entropy(logits_XX, torch.arange(len(nodes_X)))
+        return softmax_loss(first_XD / self.settings.temperature, second_XD, torch.arange(len(nodes_X)))

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Sizes
+from recloom.trainer.collaborative.softmax import softmax_loss
 from recloom.trainer.collaborative.tasks import SequentialBackbone
 
 
@@ -52,11 +53,18 @@ class Block(nn.Module):
             nn.Linear(width, inner), activation, nn.Dropout(dropout), nn.Linear(inner, width)
         )
 
-    def forward(self, hidden_BLD: Tensor, allowed_B1LL: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, allowed_B1LL: Tensor, last: int | None = None) -> Tensor:
+        """The new hidden states of all positions, or only of the `last` ones."""
         normed_BLD = self.attention_norm(hidden_BLD)
+        if last is not None:
+            hidden_BLD, allowed_B1LL = hidden_BLD[:, -last:], allowed_B1LL[:, :, -last:]
         query_BHLd, key_BHLd, value_BHLd = (
-            layer(normed_BLD).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(states_BLD).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer, states_BLD in (
+                (self.query, normed_BLD[:, -hidden_BLD.shape[1] :]),
+                (self.key, normed_BLD),
+                (self.value, normed_BLD),
+            )
         )
         mixed_BHLd = F.scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=allowed_B1LL)
         mixed_BLD = mixed_BHLd.transpose(1, 2).flatten(2)
@@ -91,8 +99,11 @@ class TransformerBackbone(SequentialBackbone):
         """SASRec's block: as wide inside as outside, with ReLU."""
         return Block(settings.embedding, settings.heads, settings.dropout, settings.embedding, nn.ReLU())
 
-    def encode(self, inputs_BL: Tensor) -> Tensor:
-        """Hidden states (B, L, D); inputs are padded on the left, positions count from the right."""
+    def encode(self, inputs_BL: Tensor, last: int | None = None) -> Tensor:
+        """Hidden states (B, L, D), or only the `last` ones, which spares most of the top block's work.
+
+        Inputs are padded on the left, positions count from the right.
+        """
         inputs_BL = inputs_BL[:, -self.max_length :]
         length = inputs_BL.shape[1]
         real_BL = inputs_BL != self.num_items
@@ -103,19 +114,20 @@ class TransformerBackbone(SequentialBackbone):
         positions_L = torch.arange(self.max_length - length, self.max_length)
         hidden_BLD = self.items(inputs_BL) * self.items.embedding_dim**0.5 + self.positions(positions_L)
         hidden_BLD = self.dropout(hidden_BLD)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             hidden_BLD = block(hidden_BLD, allowed_BLL[:, None])
+        hidden_BLD = self.blocks[-1](hidden_BLD, allowed_BLL[:, None], last)
         return self.norm(hidden_BLD)
 
     def next_item_loss(self, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
         """Cross-entropy of the next item over the full catalogue, at every real position."""
         real_BL = targets_BL != self.num_items
         hidden_MD = self.encode(inputs_BL)[real_BL]
-        return F.cross_entropy(hidden_MD @ self.item_vectors().T, targets_BL[real_BL])
+        return softmax_loss(hidden_MD, self.item_vectors(), targets_BL[real_BL])
 
     def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
         """The representation of the sequence: the hidden state at its last item."""
-        return self.encode(histories_BL)[:, -1]
+        return self.encode(histories_BL, last=1)[:, -1]
 
     def item_vectors(self) -> Tensor:
         return self.items.weight[: self.num_items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,8 +35,9 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One data set, task and backbone of a run."""
+    """One data set, task and backbone of a run; name: the run's."""
 
+    name: str
     group: Group
     per_user: pa.Table
 
@@ -63,7 +65,9 @@ def comparison(records: Sequence[RunRecord], markdown: bool = False) -> str:
     blocks = []
     for system in dict.fromkeys(record.config["system"] for record in records):
         own = [record for record in records if record.config["system"] == system]
-        measured = [Measured(group, r.per_user) for r in own for group in group_results(r.rows)]
+        measured = [
+            Measured(r.config["name"], group, r.per_user) for r in own for group in group_results(r.rows)
+        ]
         for table in paper_tables(system):
             blocks += list(table_blocks(table, measured, markdown))
     return "\n\n".join([*blocks, NOTE]) if blocks else ""
@@ -81,7 +85,17 @@ def table_blocks(table: PaperTable, measured: Sequence[Measured], markdown: bool
         if not found:
             continue
         head = [f"{table.table}, {dataset}", "", *table.metrics]
-        lines = [line for item in found for line in backbone_lines(table, item)]
+        names = Counter(item.group.backbone for item in found)
+        lines = [
+            [
+                item.group.backbone
+                if names[item.group.backbone] == 1
+                else f"{item.group.backbone}, {item.name}",
+                *line,
+            ]
+            for item in found
+            for line in method_lines(table, item)
+        ]
         yield rendered(head, lines, markdown)
 
 
@@ -89,7 +103,8 @@ def has_ablation(group: Group) -> bool:
     return any(method.startswith("w/o") for method in group.methods)
 
 
-def backbone_lines(table: PaperTable, item: Measured) -> Iterator[list[str]]:
+def method_lines(table: PaperTable, item: Measured) -> Iterator[list[str]]:
+    """A line a method: its name, then here (paper) by metric; the last is the gain over the best rival."""
     group = item.group
     figures = table.figures[group.dataset][group.backbone]
     methods = [m for m in group.methods if m in figures or not m.startswith("w/o")]
@@ -101,9 +116,9 @@ def backbone_lines(table: PaperTable, item: Measured) -> Iterator[list[str]]:
             star = "*" if method == OURS and is_gain(tests[metric], metric) else ""
             paper = f"{figures[method][place]:.4f}" if method in figures else "-"
             cells.append(f"{'-' if value is None else value}{star} ({paper})")
-        yield [group.backbone, method, *cells]
+        yield [method, *cells]
     gains = [(gain(group, metric), paper_gain(figures, table.metrics, metric)) for metric in table.metrics]
-    yield [group.backbone, "improvement", *(f"{percent(here)} ({percent(paper)})" for here, paper in gains)]
+    yield ["improvement", *(f"{percent(here)} ({percent(paper)})" for here, paper in gains)]
 
 
 def percent(share: float | None) -> str:

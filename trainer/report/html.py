@@ -78,6 +78,19 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class WeightGrid:
+    """A task's metric over the weights (Figure 3 of the paper): rows (alpha_1, cells by alpha_2).
+
+    A cell is (validation, test or None); the choice is made by validation alone.
+    """
+
+    task: str
+    metric: str
+    alphas_2: list[float]
+    rows: list[tuple[float, list[tuple[float, float | None]]]]
+
+
+@dataclass(frozen=True)
 class Training:
     """One tuned model's curve and totals."""
 
@@ -124,6 +137,7 @@ def render(record: RunRecord) -> str:
         direction=direction(groups),
         lower_is_better=LOWER_IS_BETTER,
         alphas=sorted(record.aggregate.items(), key=lambda pair: place(pair[0], TASKS)),
+        grids=weight_grids(record.aggregate),
         ceiling_label=ceiling_label,
         tiles=[tile for view in views for tile in tiles(view)],
         meanings={m: MEANINGS[m] for group in groups for m in group.methods if m in MEANINGS},
@@ -197,6 +211,18 @@ def training(name: str, rows: Sequence[Row]) -> Training:
         tokens=sum(row["tokens"] for row in steps),
         validation=validation[-1] if validation else None,
     )
+
+
+def weight_grids(aggregate: dict[str, Any]) -> list[WeightGrid]:
+    """The grids of all tasks, in the order of TASKS."""
+    grids = []
+    for task, chosen in sorted(aggregate.items(), key=lambda pair: place(pair[0], TASKS)):
+        valid = {(first, second): value for first, second, value in chosen["grid"]}
+        test = {(first, second): value for first, second, value in chosen.get("test_grid", [])}
+        firsts, seconds = (sorted({cell[axis] for cell in valid}) for axis in (0, 1))
+        rows = [(a, [(valid[a, b], test.get((a, b))) for b in seconds]) for a in firsts]
+        grids.append(WeightGrid(task, chosen["metric"], seconds, rows))
+    return grids
 
 
 def duration(seconds: float) -> str:
