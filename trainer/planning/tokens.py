@@ -57,13 +57,13 @@ def corpora(config: RunConfig) -> list[Corpus]:
 
 
 def corpus(config: RunConfig, name: str, kinds: Sequence[bool]) -> Corpus:
-    tasks, training = config.backbones.tasks, config.training
-    full = [prompt_tokens(config.prompts, task == "rating", kind) for task in tasks for kind in kinds]
+    """Ranking and rating prompts in equal numbers, each plain, augmented or both."""
+    training = config.training
+    ratings = sorted({task == "rating" for task in config.backbones.tasks})
+    full = [prompt_tokens(config.prompts, rating, kind) for rating in ratings for kind in kinds]
     per_step = training.rows_per_step * samples_per_row(full, training.pack_length, training.window)
-    kinds_of_prompts = len({task == "rating" for task in tasks})
-    num_prompts = config.instructions.per_task * kinds_of_prompts
-    listwise = [task != "rating" for task in tasks]
-    answers = answer_tokens(config.prompts) * sum(listwise) / len(tasks)
+    num_prompts = config.instructions.per_task * len(ratings)
+    answers = answer_tokens(config.prompts) * ratings.count(False) / len(ratings)
     return Corpus(
         name=name,
         num_prompts=num_prompts,
