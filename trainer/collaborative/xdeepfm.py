@@ -12,14 +12,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import Sizes, Task
-from recloom.trainer.collaborative.fields import Dropout, FieldBackbone, FieldSettings, hidden_layers
+from recloom.trainer.collaborative.fields import FieldBackbone, FieldSettings, hidden_layers
 
 TASK: Task = "rating"
 
 
 class Settings(FieldSettings):
     model: str = "xdeepfm"
-    dropout: Dropout = 0.3
     cin: tuple[PositiveInt, ...] = Field(default=(16, 16), description="feature maps of the CIN's layers")
     hidden: tuple[PositiveInt, ...] = Field(default=(128, 128), description="widths of the deep part")
 
