@@ -129,13 +129,47 @@ def test_other_recipes(tiny_llama: Path, tmp_path: Path) -> None:
     rating_only["backbones"] = {"rating": rating_only["backbones"]["rating"]}
     rating_only["rank"]["rating_rule"] = "integer"
     separate = small_config(tmp_path / "separate", tiny_llama, ift="separate", epochs=1)
-    separate["rank"] |= {"reachable_only": False, "max_answer_tokens": 2}
+    separate["rank"] |= {"reachable_only": False, "max_answer_tokens": 2, "ranking": "listwise"}
+    separate["evaluate"] = {"ablation": False}
     separate["positive_rating"] = None
     for name, config in (("rating", rating_only), ("separate", separate)):
         done = recloom("run", str(write_config(tmp_path / f"{name}.yaml", config)))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert (tmp_path / name / "report/index.html").is_file()
     assert (tmp_path / "separate/tune/ift/model/config.json").is_file()
+
+
+def test_seeds_share_a_tuned_model_and_augmentation_files(
+    finished: tuple[Path, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """`model.tuned`, `augment.reuse` and `seeds`: nothing is tuned, each seed has its own backbones."""
+    first = str(finished[0] / "run")
+    config = small_config(tmp_path / "run", tiny_llama)
+    config["model"]["tuned"], config["augment"]["reuse"] = first, first
+    config["backbones"] = {"direct": config["backbones"]["direct"]}
+    config["rank"] |= {"ranking": "listwise", "max_answer_tokens": 3}
+    config |= {"seeds": [5, 6], "evaluate": {"ablation": False}}
+    path = str(write_config(tmp_path / "config.yaml", config))
+    until = recloom("run", path, "--until", "backbone")
+    assert until.returncode == 0 and not list(tmp_path.glob("run/seed_*/stages/augment.json"))
+    done = recloom("run", path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not list(tmp_path.glob("run/seed_*/tune")) and "±" in done.stdout
+    assert "Seeds: 5, 6" in done.stdout and "Table 2, ML-100K" in done.stdout
+    own = (tmp_path / "run/seed_6/augment/direct.jsonl").read_text()
+    assert own == (finished[0] / "run/augment/direct.jsonl").read_text()
+    listed = recloom("ls", str(tmp_path)).stdout
+    assert "run seed_5" in listed and "run seed_6" in listed and listed.count("finished") == 2
+    assert (tmp_path / "run/report/index.html").is_file()
+
+
+def test_a_launch_on_ranks_takes_one_seed(tiny_llama: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run", tiny_llama) | {"seeds": [5, 6]}
+    path = str(write_config(tmp_path / "config.yaml", config))
+    train = Path(__file__).parents[2] / "launcher/train.py"
+    done = subprocess.run([sys.executable, train, "--config", path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"--seed 5 --seeds [] --run_dir {tmp_path}/run/seed_5" in done.stderr
 
 
 def test_ls_and_env(finished: tuple[Path, str]) -> None:
