@@ -30,7 +30,7 @@ class Settings(GraphSettings):
     weight_decay: NonNegativeFloat = 1e-3
     batch_size: PositiveInt = 8192
     layers: PositiveInt = 3
-    candidates: PositiveInt = Field(default=64, description="negatives that one is mixed from")
+    candidates: PositiveInt = Field(default=16, description="negatives that one is mixed from")
 
 
 class MixGCF(GraphBackbone):
@@ -39,6 +39,9 @@ class MixGCF(GraphBackbone):
     Positive mixing (eq. 6) moves every candidate towards the positive, by a coefficient drawn for each
     layer; hop mixing (eqs. 7, 8) takes from each layer the candidate that the user scores highest, and
     the mean over the layers is the negative (eq. 9, LightGCN's pooling).
+
+    16 candidates, not the paper's 64: on ML-100K's validation N@10 is 0.077 against 0.069 (one seed),
+    where 64 overfit after 24 epochs.
     """
 
     settings: Settings

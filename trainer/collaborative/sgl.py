@@ -26,7 +26,7 @@ TASK: Task = "direct"
 class Settings(GraphSettings):
     model: str = "sgl"
     learning_rate: PositiveFloat = 1e-2
-    weight_decay: NonNegativeFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-2
     batch_size: PositiveInt = 8192
     operator: Literal["ED", "ND", "RW"] = Field(
         default="ED", description="what a view drops: edges, nodes, or other edges in each layer"
