@@ -29,7 +29,7 @@ class GraphSettings(BackboneSettings):
 class SymmetricProduct(torch.autograd.Function):
     """A @ X for a constant symmetric sparse A (CSR): the gradient is A @ dY, no transpose is made.
 
-    Naming the reduction picks the row-wise product, which takes a fifth of the time of the one for coordinates.
+    Naming the reduction picks the row-wise product, in a fifth of the time of the coordinate one.
     """
 
     @staticmethod
