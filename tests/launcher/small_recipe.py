@@ -28,7 +28,7 @@ def small_config(run_dir: Path, model: Path, **training: Any) -> dict[str, Any]:
             "answer_items": 3,
             "disliked_items": 2,
         },
-        "instructions": {"per_task": 30, "validation": 6, "samples_per_shard": 50},
+        "instructions": {"per_task": 45, "validation": 6, "samples_per_shard": 50},
         "training": {
             "ift": "shared",
             "epochs": 2,
