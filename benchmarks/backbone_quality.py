@@ -25,7 +25,7 @@ from recloom.data_shards.sources.registry import source_module
 from recloom.data_shards.splits import Splits, leave_one_out
 from recloom.data_shards.tables import Tables
 from recloom.trainer import metrics
-from recloom.trainer.collaborative.base import Backbone
+from recloom.trainer.collaborative.base import Backbone, BackboneSettings
 from recloom.trainer.collaborative.data import RatingData, TopKData, leave_one_out_queries
 from recloom.trainer.collaborative.evaluate import evaluate_topk, predict_ratings
 from recloom.trainer.collaborative.fit import fit
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--path", help="the data set's folder, where the config names another")
     made.add_argument("--backbones", nargs="+", choices=backbone_names(), default=backbone_names())
     made.add_argument("--seeds", nargs="+", type=int, default=[2024, 2025, 2026])
+    made.add_argument("--max-epochs", type=int, help="a cap below the default, for large data on few cores")
     made.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     made.add_argument("--table", action="store_true", help="print the rows as Markdown, fit nothing")
     return made
@@ -71,15 +72,19 @@ def main() -> None:
     done = {tuple(row[name] for name in KEY) for row in read_rows()}
     for name in options.backbones:
         for seed in options.seeds:
-            settings = backbone_module(name).Settings(model=name).model_dump_json()
-            if (tables.name, name, str(seed), settings) not in done:
-                add_row(measure(tables, splits, name, seed) | {"settings": settings})
+            settings = backbone_module(name).Settings(model=name, **cap(options.max_epochs))
+            text = settings.model_dump_json()
+            if (tables.name, name, str(seed), text) not in done:
+                add_row(measure(tables, splits, settings, seed) | {"settings": text})
 
 
-def measure(tables: Tables, splits: Splits, name: str, seed: int) -> dict[str, Any]:
+def cap(max_epochs: int | None) -> dict[str, int]:
+    return {} if max_epochs is None else {"max_epochs": max_epochs}
+
+
+def measure(tables: Tables, splits: Splits, settings: BackboneSettings, seed: int) -> dict[str, Any]:
     """Fit one model and measure it on the test rows, which nothing was chosen by."""
-    module = backbone_module(name)
-    settings = module.Settings(model=name)
+    name, module = settings.model, backbone_module(settings.model)
     data = (
         RatingData.from_split(tables, splits.rating)
         if module.TASK == "rating"
