@@ -153,7 +153,8 @@ def topk_method(topk: TopK, method: Method) -> dict[str, Any]:
     users_B = topk.candidates(method, "test").users_B
     results.add_topk(topk.task, method.name, users_B, ranks_B, topk.active.count_U)
     results.add_invalid(topk.task, method.name, test.num_bad, test.num_asked)
-    chosen = {"ranking": form, "metric": f"N@{k}", "validation": value}
+    by_form = {name: max(cells.values()) for name, cells in values.items()}
+    chosen = {"ranking": form, "metric": f"N@{k}", "validation": value, "validation_by_form": by_form}
     if alphas is None:
         return chosen
     on_test = [[*cell, ndcg(topk.ranks(method, "test", test, cell), k)] for cell in values[form]]
