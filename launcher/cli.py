@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from recloom.data_shards.errors import UserError
-from recloom.launcher.overrides import HELP, split_overrides
+from recloom.launcher.overrides import HELP, add_layers, split_overrides
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,18 +55,6 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several, one table")
     report.add_argument("--markdown", action="store_true", help="print the comparison as Markdown")
     return made
-
-
-def add_layers(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--with",
-        dest="layers",
-        metavar="YAML",
-        type=Path,
-        action="append",
-        default=[],
-        help="settings laid over the config, such as configs/llama4rec/parts/cluster_7b.yaml; repeatable",
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,7 +134,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def report_command(folders: list[Path], markdown: bool = False) -> int:
     from recloom.trainer.report.compare import comparison
-    from recloom.trainer.report.html import write_report
+    from recloom.trainer.report.html import write_page
     from recloom.trainer.report.read import read_run
     from recloom.trainer.report.tables import results_table
 
@@ -154,10 +142,12 @@ def report_command(folders: list[Path], markdown: bool = False) -> int:
     compared = comparison(records, markdown)
     if len(records) == 1 and not markdown:
         print(results_table(records[0].rows))
-    print(compared, end="\n" if compared else "")
-    for folder in folders:
-        page = write_report(folder)
-        print("" if markdown else f"report: {page}\n", end="")
+    if compared:
+        print(compared)
+    for folder, record in zip(folders, records, strict=True):
+        page = write_page(folder, record)
+        if not markdown:
+            print(f"report: {page}")
     return 0
 
 

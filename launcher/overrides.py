@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from recloom.data_shards.errors import UserError
 
@@ -10,6 +11,19 @@ HELP = (
     "After the config, any setting can be overridden: --training.learning_rate 1e-4, "
     "or --set training.learning_rate=1e-4."
 )
+
+
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """`--with YAML`, as often as wanted: `layers` for `read_config`."""
+    parser.add_argument(
+        "--with",
+        dest="layers",
+        metavar="YAML",
+        type=Path,
+        action="append",
+        default=[],
+        help="settings laid over the config, such as configs/llama4rec/parts/cluster_7b.yaml; repeatable",
+    )
 
 
 def split_overrides(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
 from recloom.data_shards.errors import UserError
-from recloom.launcher.overrides import HELP, split_overrides
+from recloom.launcher.overrides import HELP, add_layers, split_overrides
 from recloom.launcher.processes import die_with_parent
 from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
 from recloom.trainer.config import RunConfig
@@ -47,15 +47,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train on all ranks; start with the `deepspeed` command.", epilog=HELP, allow_abbrev=False
     )
     made.add_argument("--config", type=Path, required=True, help="a YAML of configs/")
-    made.add_argument(
-        "--with",
-        dest="layers",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="YAML",
-        help="settings laid over it",
-    )
+    add_layers(made)
     made.add_argument(
         "--stage", help="one training stage only, its inputs being there (used by `recloom run`)"
     )
@@ -66,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments, overrides = split_overrides(parser(), sys.argv[1:])
     config = read_config(arguments.config, overrides, arguments.layers)
-    check_one_seed(config)
+    check_trains(config)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.stage is None and world_size == 1 and local_ranks(config) > 1 and not on_gpu():
         relaunch(local_ranks(config))
@@ -82,7 +74,13 @@ def main() -> None:
             work(run, stage, rank, alone=arguments.stage is not None)
 
 
-def check_one_seed(config: RunConfig) -> None:
+def check_trains(config: RunConfig) -> None:
+    """A launch needs something to train, and one seed."""
+    if config.model.tuned:
+        raise UserError(
+            f"model.tuned = '{config.model.tuned}': this config uses finished models and trains none: "
+            "start it with `recloom run`, or add --model.tuned null."
+        )
     if config.seeds:
         one = f"--seed {config.seeds[0]} --seeds [] --run_dir {seed_folder(config, config.seeds[0])}"
         raise UserError(f"seeds = {list(config.seeds)}: a launch trains for one of them: add {one}.")

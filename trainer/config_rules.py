@@ -111,14 +111,15 @@ def pointwise_needs_ratings(config: RunConfig) -> str | None:
 
 def examples_complete(config: RunConfig) -> str | None:
     attributes = config.augment.attributes
-    for number, example in enumerate(attributes.examples if attributes else ()):
-        wanted = {"title", *attributes.names} if attributes else set()
-        if set(example) != wanted:
-            return (
-                f"augment.attributes.examples: example {number} has {', '.join(example)}, "
-                f"give it {', '.join(sorted(wanted))}"
-            )
-    return None
+    if attributes is None:
+        return None
+    wanted = {"title", *attributes.names}
+    wrong = next((example for example in attributes.examples if set(example) != wanted), None)
+    if wrong is None:
+        return None
+    return (
+        f"augment.attributes.examples: an example has {', '.join(wrong)}, give it {', '.join(sorted(wanted))}"
+    )
 
 
 def seeds_differ(config: RunConfig) -> str | None:

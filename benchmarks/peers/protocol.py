@@ -22,8 +22,8 @@ import numpy as np
 Scores = Callable[[str], np.ndarray]
 
 
-class Finished(Exception):  # noqa: N818 (it ends a training loop that is not ours)
-    """No better validation for `patience` validations, or the time is spent."""
+class Finished(Exception):
+    """Ends a training loop that is not ours: `patience` validations without a better one, or no time left."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Run:
         self.job, self.split, self.settings = job, split, settings
         self.best, self.since_best, self.count = -1.0, 0, 0
         self.best_scores: dict[str, np.ndarray] = {}
-        self.curve = open(job.out / "curve.jsonl", "w")  # noqa: SIM115 (open as long as the run)
+        self.curve = job.out / "curve.jsonl"
+        self.curve.write_text("")
         self.screen = sys.stdout
         self.paused, self.start = 0.0, time.perf_counter()
 
@@ -113,8 +114,8 @@ class Run:
         self.count += 1
         self.since_best = 0 if value > self.best else self.since_best + 1
         self.best = max(value, self.best)
-        self.curve.write(json.dumps({"seconds": round(seconds, 3), "N@10": value}) + "\n")
-        self.curve.flush()
+        with self.curve.open("a") as file:
+            file.write(json.dumps({"seconds": round(seconds, 3), "N@10": value}) + "\n")
         where = f"{Path(sys.argv[0]).stem} {self.job.model}, validation {self.count}"
         print(
             f"{where}: {seconds:.1f} s, N@10 {value:.4f}, best {self.best:.4f}", file=self.screen, flush=True
@@ -122,7 +123,6 @@ class Run:
 
     def finish(self, version: str) -> None:
         """Write scores and description, the latter last: its existence means a complete run."""
-        self.curve.close()
         np.savez(self.job.out / "scores.npz", **self.best_scores)
         described = {"version": version, "settings": self.settings, "best": self.best}
         (self.job.out / "run.json").write_text(json.dumps(described))

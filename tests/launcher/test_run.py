@@ -163,13 +163,17 @@ def test_seeds_share_a_tuned_model_and_augmentation_files(
     assert (tmp_path / "run/report/index.html").is_file()
 
 
-def test_a_launch_on_ranks_takes_one_seed(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_launch_on_ranks_needs_one_seed_and_a_model_to_tune(tiny_llama: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path / "run", tiny_llama) | {"seeds": [5, 6]}
-    path = str(write_config(tmp_path / "config.yaml", config))
-    train = Path(__file__).parents[2] / "launcher/train.py"
-    done = subprocess.run([sys.executable, train, "--config", path], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert f"--seed 5 --seeds [] --run_dir {tmp_path}/run/seed_5" in done.stderr
+    command = [sys.executable, str(Path(__file__).parents[2] / "launcher/train.py"), "--config"]
+    command.append(str(write_config(tmp_path / "config.yaml", config)))
+    for further, sentence in (
+        ([], f"--seed 5 --seeds [] --run_dir {tmp_path}/run/seed_5"),
+        (["--model.tuned", "runs/x"], "uses finished models and trains none"),
+    ):
+        done = subprocess.run([*command, *further], capture_output=True, text=True)
+        assert done.returncode == 2 and sentence in done.stderr
+        assert not (tmp_path / "run").exists()
 
 
 def test_ls_and_env(finished: tuple[Path, str]) -> None:

@@ -83,7 +83,7 @@ def test_a_layer_lies_over_the_config_and_an_override_over_both(repo_root: Path,
         (("backbones", "{direct: {model: mf}}"), "rank.ranking = best: the LLM learns to rate"),
         (
             ("augment.attributes", "{names: [star], examples: [{title: X}]}"),
-            "augment.attributes.examples: example 0 has title, give it star, title",
+            "augment.attributes.examples: an example has title, give it star, title",
         ),
     ],
 )

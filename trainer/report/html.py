@@ -109,8 +109,13 @@ def write_report(run_folder: Path) -> Path:
     The same files give the same bytes. Raises UserError that names a missing or damaged file and the
     stage that writes it.
     """
+    return write_page(run_folder, read_run(run_folder))
+
+
+def write_page(run_folder: Path, record: RunRecord) -> Path:
+    """`write_report` for a run that is read already."""
     page = run_folder / "report" / "index.html"
-    atomic_write_text(page, render(read_run(run_folder)))
+    atomic_write_text(page, render(record))
     return page
 
 
