@@ -1,0 +1,253 @@
+"""The constrained step on a CPU, compiled by numba: one pass over each row, then its children.
+
+Shape letters as in `constrained_step.py`. The exponential is our own so that the loop vectorises: 2^x is
+2^round(x) by its exponent bits times a polynomial of the rest (Cephes' exp2f), 1e-7 relative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+
+from recloom.kernels.token_trie import TokenTrie, end_mark
+from recloom.kernels.trie_restrictions import Restrictions
+
+# all but the two that would let the compiler drop NaN and infinities
+FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
+BLOCK = 4096
+f4, i4, u4 = np.float32, np.int32, np.uint32
+LOG2_E = f4(1.4426950408889634)
+C0, C1, C2 = f4(1.535336188319500e-4), f4(1.339887440266574e-3), f4(9.618437357674640e-3)
+C3, C4, C5 = f4(5.550332471162809e-2), f4(2.402264791363012e-1), f4(6.931472028550421e-1)
+LOWEST = f4(-126.0)
+
+
+def step_on_cpu(
+    logits_RV: torch.Tensor,
+    trie: TokenTrie,
+    states_BM: torch.Tensor,
+    scores_BM: torch.Tensor,
+    keep: int,
+    restrictions: Restrictions | None,
+    renormalise: bool,
+) -> tuple[torch.Tensor, ...]:
+    """`constrained_step` for fp32 and bf16 logits; other types are widened first."""
+    if logits_RV.dtype == torch.bfloat16:
+        kernels, logits = BF16, logits_RV.detach().contiguous().view(torch.uint16).numpy()
+    else:
+        kernels, logits = FP32, logits_RV.detach().float().contiguous().numpy()
+    states = np.ascontiguousarray(states_BM.cpu().numpy(), dtype=np.int64)
+    trie.check_states(states)
+    scores = np.ascontiguousarray(scores_BM.detach().cpu().numpy(), dtype=np.float32)
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    total_R = np.zeros(len(logits), np.float32)
+    if not renormalise:
+        kernels[0](logits, scores.reshape(-1), total_R)
+    out = new_output(len(states), keep)
+    fine_B = np.ones(len(states), np.bool_)
+    arrays = (trie.first_edge_S1, trie.edge_token_E, trie.edge_target_E, trie.tail_token_T)
+    marks = (np.int64(end_mark(trie.tail_token_T.dtype)), trie.num_branch_states)
+    kernels[1](logits, total_R, renormalise, states, scores, arrays, marks, plain(restrictions), out, fine_B)
+    if not fine_B.all():
+        raise ValueError(
+            f"logits_RV holds NaN, +inf, or -inf at a permitted token (request {int(np.argmin(fine_B))}): "
+            "check the model's output."
+        )
+    return tuple(torch.from_numpy(array) for array in out)
+
+
+def new_output(requests: int, keep: int) -> tuple[np.ndarray, ...]:
+    score_BK = np.full((requests, keep), -np.inf, np.float32)
+    beam_BK = np.zeros((requests, keep), np.int32)
+    return score_BK, beam_BK, np.full_like(beam_BK, -1), np.full_like(beam_BK, -1)
+
+
+def plain(restrictions: Restrictions | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(offset_B1, edge_P, only_B); empty arrays for no restriction."""
+    if restrictions is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.bool_)
+    return restrictions.offset_B1.astype(np.int64), restrictions.edge_P, restrictions.only_B
+
+
+@njit(inline="always", fastmath=FAST)
+def exp_below_0(x: np.float32) -> np.float32:
+    """e^x for x <= 0, NaN for NaN."""
+    t = x * LOG2_E
+    t = LOWEST if t < LOWEST else t
+    whole = np.rint(t)
+    rest = t - whole
+    p = C0 * rest + C1
+    p = p * rest + C2
+    p = p * rest + C3
+    p = p * rest + C4
+    p = p * rest + C5
+    p = p * rest + f4(1.0)
+    bits = i4((i4(whole) + i4(127)) << i4(23))
+    return p * bits.view(f4)
+
+
+@njit(inline="always")
+def read_fp32(row: np.ndarray, place: int) -> np.float32:
+    return row[place]
+
+
+@njit(inline="always")
+def read_bf16(row: np.ndarray, place: int) -> np.float32:
+    return u4(u4(row[place]) << u4(16)).view(f4)
+
+
+@njit(inline="always")
+def is_permitted(edge: int, edges: np.ndarray, only: bool) -> bool:
+    low, high = 0, edges.size
+    while low < high:
+        middle = (low + high) // 2
+        if edges[middle] < edge:
+            low = middle + 1
+        else:
+            high = middle
+    return (low < edges.size and edges[low] == edge) == only
+
+
+@njit
+def keep_best(
+    score: np.float32, beam: int, token: int, state: int, count: int, best: tuple[np.ndarray, ...]
+) -> int:
+    """Put one continuation in its place; equal scores stay in the order they came. The new number kept."""
+    scores_K, beams_K, tokens_K, states_K = best
+    place = count
+    if count == scores_K.size:
+        place = count - 1
+        if not score > scores_K[place]:
+            return count
+    else:
+        count += 1
+    while place > 0 and score > scores_K[place - 1]:
+        scores_K[place] = scores_K[place - 1]
+        beams_K[place] = beams_K[place - 1]
+        tokens_K[place] = tokens_K[place - 1]
+        states_K[place] = states_K[place - 1]
+        place -= 1
+    scores_K[place], beams_K[place], tokens_K[place], states_K[place] = score, beam, token, state
+    return count
+
+
+def compiled(read: Callable[..., np.float32]) -> tuple[Any, Any]:
+    """(normalisers, select) for logits that `read` widens to fp32."""
+
+    @njit(inline="always", fastmath=FAST)
+    def highest(part: np.ndarray) -> np.float32:
+        best = f4(-np.inf)
+        for place in range(part.size):
+            value = read(part, place)
+            best = value if value > best else best
+        return best
+
+    @njit(inline="always", fastmath=FAST)
+    def sum_exp(part: np.ndarray, shift: np.float32) -> np.float32:
+        total = f4(0.0)
+        for place in range(part.size):
+            total += exp_below_0(read(part, place) - shift)
+        return total
+
+    @njit(parallel=True, fastmath=FAST)
+    def normalisers(logits_RV: np.ndarray, scores_R: np.ndarray, total_R: np.ndarray) -> None:
+        """total_R = log sum exp of each row whose score is not -inf, blocks small enough to stay in cache."""
+        words = logits_RV.shape[1]
+        for row in prange(logits_RV.shape[0]):
+            if scores_R[row] == -np.inf:
+                continue
+            shift, total = f4(-np.inf), f4(0.0)
+            for begin in range(0, words, BLOCK):
+                part = logits_RV[row, begin : min(begin + BLOCK, words)]
+                best = highest(part)
+                if best > shift:
+                    total = f4(total * np.exp(shift - best))
+                    shift = best
+                total += sum_exp(part, shift)
+            total_R[row] = shift + np.log(total)
+
+    @njit(inline="always")
+    def allowed_total(
+        row: np.ndarray,
+        first: int,
+        last: int,
+        tokens: np.ndarray,
+        edges: np.ndarray,
+        only: bool,
+        limited: bool,
+    ) -> np.float32:
+        """log sum exp over the permitted children."""
+        shift, total = f4(-np.inf), f4(0.0)
+        for edge in range(first, last):
+            if limited and not is_permitted(edge, edges, only):
+                continue
+            value = read(row, np.int64(tokens[edge]))
+            if value > shift:
+                total = f4(total * np.exp(shift - value)) + f4(1.0)
+                shift = value
+            else:
+                total += np.exp(value - shift)
+        return shift + np.log(total)
+
+    @njit(parallel=True)
+    def select(
+        logits_RV: np.ndarray,
+        total_R: np.ndarray,
+        renormalise: bool,
+        states_BM: np.ndarray,
+        scores_BM: np.ndarray,
+        trie: tuple[np.ndarray, ...],
+        marks: tuple[int, int],
+        restrictions: tuple[np.ndarray, ...],
+        out: tuple[np.ndarray, ...],
+        fine_B: np.ndarray,
+    ) -> None:
+        first_edge, edge_token, edge_target, tail_token = trie
+        end, num_branch = marks
+        offset_B1, edge_P, only_B = restrictions
+        limited = only_B.size > 0
+        beams = states_BM.shape[1]
+        for request in prange(states_BM.shape[0]):
+            count = 0
+            edges, only = edge_P[:0], False
+            if limited:
+                edges, only = edge_P[offset_B1[request] : offset_B1[request + 1]], only_B[request]
+            best = (out[0][request], out[1][request], out[2][request], out[3][request])
+            for beam in range(beams):
+                before = scores_BM[request, beam]
+                if before == -np.inf:
+                    continue
+                state = states_BM[request, beam]
+                row = logits_RV[request * beams + beam]
+                total = total_R[request * beams + beam]
+                if state >= num_branch:
+                    token = np.int64(tail_token[state - num_branch])
+                    if token == end:
+                        continue
+                    gain = f4(0.0) if renormalise else read(row, token) - total
+                    fine_B[request] &= np.isfinite(gain) and np.isfinite(read(row, token))
+                    count = keep_best(before + gain, beam, token, state + 1, count, best)
+                    continue
+                first, last = first_edge[state], first_edge[state + 1]
+                if renormalise:
+                    total = allowed_total(row, first, last, edge_token, edges, only, limited)
+                for edge in range(first, last):
+                    token = np.int64(edge_token[edge])
+                    score = before + (read(row, token) - total)
+                    if count == best[0].size and score <= best[0][count - 1] and score > -np.inf:
+                        continue
+                    if limited and not is_permitted(edge, edges, only):
+                        continue
+                    fine_B[request] &= np.isfinite(score)
+                    count = keep_best(score, beam, token, edge_target[edge], count, best)
+
+    return normalisers, select
+
+
+FP32 = compiled(read_fp32)
+BF16 = compiled(read_bf16)
