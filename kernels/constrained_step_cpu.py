@@ -24,7 +24,8 @@ f4, i4, u4 = np.float32, np.int32, np.uint32
 LOG2_E = f4(1.4426950408889634)
 C0, C1, C2 = f4(1.535336188319500e-4), f4(1.339887440266574e-3), f4(9.618437357674640e-3)
 C3, C4, C5 = f4(5.550332471162809e-2), f4(2.402264791363012e-1), f4(6.931472028550421e-1)
-LOWEST = f4(-126.0)
+LOWEST, HIGHEST = f4(-126.0), f4(126.0)
+TOO_LARGE = f4(1e37)  # a sum in which some e^x may have been cut at 2^126
 
 
 def step_on_cpu(
@@ -75,10 +76,11 @@ def plain(restrictions: Restrictions | None) -> tuple[np.ndarray, np.ndarray, np
 
 
 @njit(inline="always", fastmath=FAST)
-def exp_below_0(x: np.float32) -> np.float32:
-    """e^x for x <= 0, NaN for NaN."""
+def exp_cut(x: np.float32) -> np.float32:
+    """e^x, cut at 2^126, 2^-126 for what is smaller, NaN for NaN."""
     t = x * LOG2_E
     t = LOWEST if t < LOWEST else t
+    t = HIGHEST if t > HIGHEST else t
     whole = np.rint(t)
     rest = t - whole
     p = C0 * rest + C1
@@ -151,25 +153,37 @@ def compiled(read: Callable[..., np.float32]) -> tuple[Any, Any]:
     def sum_exp(part: np.ndarray, shift: np.float32) -> np.float32:
         total = f4(0.0)
         for place in range(part.size):
-            total += exp_below_0(read(part, place) - shift)
+            total += exp_cut(read(part, place) - shift)
         return total
+
+    @njit(fastmath=FAST)
+    def exact_total(row: np.ndarray) -> np.float32:
+        """log sum exp with the running maximum as the shift."""
+        shift, total = f4(-np.inf), f4(0.0)
+        for begin in range(0, row.size, BLOCK):
+            part = row[begin : min(begin + BLOCK, row.size)]
+            best = highest(part)
+            if best > shift:
+                total = f4(total * np.exp(shift - best))
+                shift = best
+            total += sum_exp(part, shift)
+        return shift + np.log(total)
 
     @njit(parallel=True, fastmath=FAST)
     def normalisers(logits_RV: np.ndarray, scores_R: np.ndarray, total_R: np.ndarray) -> None:
-        """total_R = log sum exp of each row whose score is not -inf, blocks small enough to stay in cache."""
-        words = logits_RV.shape[1]
-        for row in prange(logits_RV.shape[0]):
-            if scores_R[row] == -np.inf:
+        """total_R = log sum exp of each row whose score is not -inf.
+
+        The maximum of the first words is nearly always near enough to the row's for a shift, which saves a
+        look at every word for the maximum; where it is not, the sum shows it.
+        """
+        for number in prange(logits_RV.shape[0]):
+            if scores_R[number] == -np.inf:
                 continue
-            shift, total = f4(-np.inf), f4(0.0)
-            for begin in range(0, words, BLOCK):
-                part = logits_RV[row, begin : min(begin + BLOCK, words)]
-                best = highest(part)
-                if best > shift:
-                    total = f4(total * np.exp(shift - best))
-                    shift = best
-                total += sum_exp(part, shift)
-            total_R[row] = shift + np.log(total)
+            row = logits_RV[number]
+            shift, total = highest(row[: min(BLOCK, row.size)]), f4(0.0)
+            for begin in range(0, row.size, BLOCK):
+                total += sum_exp(row[begin : min(begin + BLOCK, row.size)], shift)
+            total_R[number] = shift + np.log(total) if total < TOO_LARGE else exact_total(row)
 
     @njit(inline="always")
     def allowed_total(

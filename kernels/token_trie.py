@@ -152,6 +152,21 @@ class TokenTrie:
         return self.item_N[begin:end]
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, its end token included."""
+        depth_S = np.zeros(self.num_branch_states, np.int64)
+        source_E = np.repeat(np.arange(self.num_branch_states), np.diff(self.first_edge_S1))
+        is_leaf_E = self.edge_target_E >= self.num_branch_states
+        begin, end = 0, 1  # branch states of one depth stand together
+        while begin < end:
+            edges = slice(int(self.first_edge_S1[begin]), int(self.first_edge_S1[end]))
+            targets = self.edge_target_E[edges][~is_leaf_E[edges]]
+            depth_S[targets] = depth_S[begin] + 1
+            begin, end = end, end + len(targets)
+        tail_L = np.diff(np.append(self.leaf_slot_L, len(self.tail_token_T))) - 1
+        return int((depth_S[source_E[is_leaf_E]] + 1 + tail_L).max())
+
+    @cached_property
     def copies(self) -> dict[Any, Any]:
         """The arrays on other devices, by device (`trie_tensors.py`)."""
         return {}

@@ -29,7 +29,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str
     text = json.dumps(header).encode()
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     with open(unfinished, "wb") as file:
-        file.write(MAGIC + len(text).to_bytes(8, "little") + text)
+        file.write(MAGIC + number(len(text)) + number(zlib.crc32(text)) + text)
         base = aligned(file.tell())
         for place, array in zip(places, arrays.values(), strict=True):
             file.seek(base + place["begin"])
@@ -47,16 +47,14 @@ def read_arrays(
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise ValueError(f"{path} is no saved trie of this version: {again}.")
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, CHUNK)))
-            places = {place["name"]: place for place in header["arrays"]}
-            size = header["bytes"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} has a damaged header: {again}.") from error
-        base = aligned(len(MAGIC) + 8 + length)
-    if set(places) != set(names):
-        raise ValueError(f"{path} holds the arrays {sorted(places)}, not {sorted(names)}: {again}.")
+        length, crc = (int.from_bytes(file.read(8), "little") for _ in range(2))
+        text = file.read(min(length, CHUNK))
+        base = aligned(file.tell())
+    if zlib.crc32(text) != crc:
+        raise ValueError(f"{path} has a damaged header: {again}.")
+    header = json.loads(text)
+    places = {place["name"]: place for place in header["arrays"]}
+    size = header["bytes"]
     if path.stat().st_size != base + size:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, not {base + size}: {again}.")
     payload = np.memmap(path, np.uint8, "r", base, (size,))
@@ -79,6 +77,10 @@ def payload_crc(arrays: Mapping[str, np.ndarray]) -> int:
         for start in range(0, len(data), CHUNK):
             crc = zlib.crc32(data[start : start + CHUNK].data, crc)
     return crc
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(8, "little")
 
 
 def aligned(position: int) -> int:

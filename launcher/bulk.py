@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from recloom.data_shards.errors import UserError
+from recloom.kernels.trie_cursor import CursorBatch
 from recloom.launcher.bulk_store import BulkStore, write_chunk
 from recloom.launcher.bulk_supervisor import cpu_build, run_pass
+from recloom.launcher.bulk_tries import (
+    EngineScorer,
+    Tries,
+    best_items,
+    constraint_arguments,
+    fault_of_constraint,
+)
 from recloom.launcher.processes import die_with_parent
 from recloom.trainer.requests import Answer, BulkSettings, Request, read_requests
 
@@ -117,7 +125,11 @@ def answer_all(store: BulkStore, engine: Engine, reporter: Reporter) -> None:
 
 def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int], None]) -> list[Answer]:
     """One answer a request, in the chunk's order; what the engine fails on is asked a second time."""
-    faults = {request.key: find_fault(request, engine.vocab_size, engine.max_model_len) for request in chunk}
+    limits = (engine.vocab_size, engine.max_model_len)
+    faults = {
+        request.key: find_fault(request, *limits) or fault_of_constraint(request, engine.tries, *limits)
+        for request in chunk
+    }
     answers = {r.key: refused(r, fault) for r in chunk if (fault := faults[r.key])}
     answers |= engine.answer([request for request in chunk if not faults[request.key]], progress)
     failed = [request for request in chunk if answers[request.key].finish_reason not in ENDS]
@@ -151,6 +163,7 @@ class Engine:
     def __init__(self, model: Path, settings: BulkSettings) -> None:
         from vllm import LLM
 
+        self.tries = Tries()
         memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
         if cpu_build():
             memory = {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30)}
@@ -163,6 +176,7 @@ class Engine:
             enable_prefix_caching=True,
             enforce_eager=True,
             seed=0,
+            logits_processors=[trie_processor(self.tries)],
             **memory,
         )
         self.engine = llm.llm_engine
@@ -176,17 +190,38 @@ class Engine:
         pass that was interrupted must end with the answers of one that was not.
         """
         self.engine.reset_prefix_cache()
-        asked = {request.key: request for request in requests}
+        asked = {request.key: request for request in requests if not searches(request)}
         answers = {key: fault for key, request in asked.items() if (fault := self.submit(request))}
-        while self.engine.has_unfinished_requests():
-            outputs: Any = self.engine.step()
-            for output in outputs:
-                if output.finished:
-                    answers[output.request_id] = make_answer(asked[output.request_id], output.outputs[0])
+        for output in self.outputs():
+            answers[output.request_id] = self.read(asked[output.request_id], output.outputs[0])
             progress(len(answers))
         if answers.keys() != asked.keys():
             raise RuntimeError(f"vLLM returned {len(answers)} answers to {len(asked)} requests")
-        return answers
+        beams = [request for request in requests if searches(request)]
+        scorer = EngineScorer(self.next_logprobs, lambda: progress(len(answers)))
+        return answers | best_items(scorer, self.tries, beams)
+
+    def read(self, request: Request, output: Any) -> Answer:
+        items = self.tries.items_of(request, output.token_ids) if request.catalogue else ()
+        return make_answer(request, output, items)
+
+    def outputs(self) -> Iterator[Any]:
+        """What is finished, as it comes, until nothing is left."""
+        while self.engine.has_unfinished_requests():
+            step: Any = self.engine.step()
+            yield from (output for output in step if output.finished)
+
+    def next_logprobs(self, questions: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+        """For each (text, at most MAX_SCORE_IDS tokens) the log-probability of each token behind the text."""
+        asked = [
+            Request(text, 1, score_ids=tokens, meta={"question": number})
+            for number, (text, tokens) in enumerate(questions)
+        ]
+        for request in asked:
+            if fault := self.submit(request):
+                raise RuntimeError(f"vLLM refused a step of a beam search: {fault.error}")
+        found = {output.request_id: output.outputs[0].logprobs[0] for output in self.outputs()}
+        return [[found[request.key][token].logprob for token in request.score_ids] for request in asked]
 
     def submit(self, request: Request) -> Answer | None:
         """Queue a request; an answer at once when vLLM refuses it for a reason of its own."""
@@ -200,6 +235,37 @@ class Engine:
         return None
 
 
+def searches(request: Request) -> bool:
+    return request.catalogue is not None and request.catalogue.num_beams > 1
+
+
+def trie_processor(tries: Tries) -> type:
+    """vLLM's hook (V1) that holds constrained requests to what their tries spell."""
+    from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+    class TrieProcessor(LogitsProcessor):
+        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+            self.batch = CursorBatch()
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: BatchUpdate | None) -> None:
+            if batch_update is None:
+                return
+            for row in batch_update.removed:
+                self.batch.remove(row)
+            for row, params, _, generated in batch_update.added:
+                self.batch.add(row, tries.cursor(params.extra_args or {}), generated)
+            for source, target, direction in batch_update.moved:
+                self.batch.move(source, target, direction == MoveDirectionality.SWAP)
+
+        def apply(self, logits: Any) -> Any:
+            return self.batch.mask(logits)
+
+    return TrieProcessor
+
+
 def sampling(request: Request) -> Any:
     """vLLM's parameters: greedy text with its log-probability, or exact log-probabilities of given ids."""
     from vllm import SamplingParams
@@ -209,22 +275,30 @@ def sampling(request: Request) -> Any:
     if request.score_ids:
         ids = list(request.score_ids)
         return SamplingParams(max_tokens=1, logprob_token_ids=ids, detokenize=False, **common)
-    return SamplingParams(max_tokens=request.max_tokens, stop=list(request.stop), logprobs=0, **common)
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        stop=list(request.stop),
+        logprobs=0,
+        extra_args=constraint_arguments(request),
+        **common,
+    )
 
 
-def make_answer(request: Request, output: Any) -> Answer:
+def make_answer(request: Request, output: Any, items: tuple[int, ...] = ()) -> Answer:
     """From vLLM's completion; anything but a normal end is an error, its partial text is kept."""
     reason = str(output.finish_reason)
     whole = reason in ENDS
+    scores = tuple(output.logprobs[0][token].logprob for token in request.score_ids) if whole else ()
     return Answer(
         key=request.key,
         text=output.text,
         token_ids=tuple(output.token_ids),
         logprob=output.cumulative_logprob or 0.0,
-        scores=tuple(output.logprobs[0][token].logprob for token in request.score_ids) if whole else (),
+        scores=scores or (output.cumulative_logprob,) * len(items),
         finish_reason=reason,
         error=None if whole else f"the engine ended the request with '{reason}'",
         meta=request.meta,
+        items=items if whole else (),
     )
 
 

@@ -203,7 +203,13 @@ class RankBlock(Block):
         default="expected",
         description="Expectation over the rating tokens, or the likeliest rating (the paper).",
     )
-    max_answer_tokens: int = Field(default=256, ge=1, description="Longest listwise answer.")
+    constrained: bool = Field(
+        default=True,
+        description="Listwise answers can only be candidates' titles, each once (a trie over their tokens).",
+    )
+    max_answer_tokens: int = Field(
+        default=256, ge=1, description="Longest listwise answer where it is not constrained."
+    )
 
 
 class EvaluateBlock(Block):

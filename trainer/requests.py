@@ -59,18 +59,47 @@ class BulkSettings(BaseModel):
 
 
 @dataclass(frozen=True)
+class Choices:
+    """The answer names `count` different ones of a few choices, one behind the other.
+
+    inner[n] spells choice n in token ids, last[n] where it is the final one (without the line end, say, and
+    with the end token).
+    """
+
+    inner: tuple[tuple[int, ...], ...]
+    last: tuple[tuple[int, ...], ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The answer is an item of the token trie in file `trie`: one of `allowed` if given, none of `excluded`.
+
+    num_beams 1 takes the likeliest token at each step; more search for the num_beams best items.
+    """
+
+    trie: str
+    allowed: tuple[int, ...] | None = None
+    excluded: tuple[int, ...] = ()
+    num_beams: int = 1
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt as token ids.
 
     Without `score_ids`: greedy text of at most `max_tokens` tokens, ended by the model's end token
     or one of the `stop` strings. With them: one forward pass (`max_tokens` is 1) that returns the
-    log-probability of each of these ids as the next token. `meta` is kept beside the answer.
+    log-probability of each of these ids as the next token. `choices` or `catalogue` restrict the text to
+    what they spell. `meta` is kept beside the answer.
     """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int
     stop: tuple[str, ...] = ()
     score_ids: tuple[int, ...] = ()
+    choices: Choices | None = None
+    catalogue: Catalogue | None = None
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # read by TypeAdapter
@@ -87,7 +116,8 @@ class Answer:
 
     `logprob` is the sum of the natural log-probabilities of `token_ids` (stop string included,
     which `text` is not); `scores` has one natural log-probability for each of the request's
-    `score_ids`. `error` says why there is no answer; then text, ids and scores are empty.
+    `score_ids`, or for each of `items`, the catalogue's items that were asked for, best first. `error` says
+    why there is no answer; then text, ids, scores and items are empty.
     """
 
     key: str
@@ -98,6 +128,7 @@ class Answer:
     finish_reason: str
     error: str | None
     meta: dict[str, Any] = field(hash=False)
+    items: tuple[int, ...] = ()
 
 
 def dump(row: dict[str, Any]) -> str:

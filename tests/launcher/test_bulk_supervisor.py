@@ -17,6 +17,7 @@ from recloom.launcher import bulk, bulk_supervisor
 from recloom.launcher.bulk import answer_chunk, find_fault, make_answer, run_pass
 from recloom.launcher.bulk_store import BulkStore, model_digest, plan_chunks, write_chunk
 from recloom.launcher.bulk_supervisor import supervise
+from recloom.launcher.bulk_tries import Tries
 from recloom.trainer.requests import Answer, BulkSettings, Request, read_answers, write_requests
 
 
@@ -66,6 +67,7 @@ class FailingEngine:
     """Ends each request with 'error' the first `failures` times."""
 
     vocab_size, max_model_len = 10, 10
+    tries = Tries()
 
     def __init__(self, failures: int) -> None:
         self.failures = failures

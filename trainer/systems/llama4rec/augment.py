@@ -80,7 +80,8 @@ def question(
     run: Run, prompter: Prompter, renderer: Renderer, task: str, user: int, candidates: np.ndarray
 ) -> Request:
     sample = prompter.without_prediction().listwise(user, candidates.tolist(), [], None)
-    return listwise_request(run.config, renderer, sample, first_only=True, task=task, user=user)
+    titles = prompter.options.titles
+    return listwise_request(run.config, renderer, sample, titles, True, task=task, user=user)
 
 
 def attribute_requests(run: Run, tables: Tables, splits: Splits, renderer: Renderer) -> Iterator[Request]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import leave_one_out_queries
 from recloom.trainer.collaborative.evaluate import rank_topk, target_ranks
 from recloom.trainer.config import RunConfig
-from recloom.trainer.requests import Request
+from recloom.trainer.requests import Choices, Request
 from recloom.trainer.systems.llama4rec.methods import Part
 
 
@@ -87,12 +87,37 @@ def asked_rating_rows(config: RunConfig, rows: Interactions) -> Interactions:
 
 
 def listwise_request(
-    config: RunConfig, renderer: Renderer, sample: Sample, first_only: bool, **meta: object
+    config: RunConfig,
+    renderer: Renderer,
+    sample: Sample,
+    titles: Sequence[str],
+    first_only: bool,
+    **meta: object,
 ) -> Request:
-    """Ask for the whole ranking, or for the first title alone."""
+    """Ask for the whole ranking, or for the first title alone; titles: one line an item."""
+    shown = sample.meta["items"]
+    choices = None
+    if config.rank.constrained:
+        count = 1 if first_only else min(config.prompts.answer_items, len(shown))
+        choices = title_choices(renderer, [titles[item] for item in shown], count, first_only)
     return Request(
         prompt_ids=tuple(renderer.render_prompt(sample.prompt)),
-        max_tokens=config.rank.max_answer_tokens,
+        max_tokens=config.rank.max_answer_tokens if choices is None else longest_answer(choices),
         stop=("\n",) if first_only else (),
-        meta={**meta, "candidates": sample.meta["items"]},
+        choices=choices,
+        meta={**meta, "candidates": shown},
     )
+
+
+def title_choices(renderer: Renderer, titles: Sequence[str], count: int, first_only: bool) -> Choices:
+    """Answers of `count` different titles, one a line; the first alone ends with its line, not the text."""
+    lines = tuple(tuple(renderer.answer_ids(f"{title}\n")) for title in titles)
+    if first_only:
+        return Choices(lines, lines, count)
+    return Choices(lines, tuple((*renderer.answer_ids(title), renderer.eos_id) for title in titles), count)
+
+
+def longest_answer(choices: Choices) -> int:
+    """Tokens of the longest answer that the choices allow."""
+    longest = [max(map(len, pair)) for pair in zip(choices.inner, choices.last, strict=True)]
+    return sum(sorted(longest)[-choices.count :])

@@ -116,7 +116,8 @@ def listwise(
     prompter = asker.prompter(task, asking, part)
     for user, items in lists.rows():
         sample = prompter.listwise(user, items, items, None)
-        yield listwise_request(asker.run.config, asker.renderer, sample, first_only=False, user=user, **meta)
+        titles = prompter.options.titles
+        yield listwise_request(asker.run.config, asker.renderer, sample, titles, False, user=user, **meta)
 
 
 def pointwise(asker: Asker, asking: Asking, lists: CandidateLists, meta: dict[str, str]) -> Iterator[Request]:

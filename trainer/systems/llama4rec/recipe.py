@@ -73,7 +73,7 @@ def using_stages(config: RunConfig, tuned: tuple[str, ...]) -> list[Stage]:
             "let the LLM make training data for the conventional models",
             "vllm",
             needs=("backbone", *(name for name in tuned if name == tune.stage_name("llama4rec"))),
-            settings=("augment", "rank.max_answer_tokens", "model.tuned", *ASKING),
+            settings=("augment", "rank.constrained", "rank.max_answer_tokens", "model.tuned", *ASKING),
             outputs=("augment", "bulk/augment"),
             run=augment.run_augment,
             passes=augment.passes,
