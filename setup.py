@@ -42,6 +42,8 @@ setup(
         "pydantic>=2.12",
         "pyyaml",
         "numpy",
+        "numba",  # the kernels' CPU forms
+        "triton; sys_platform == 'linux'",  # the kernels' GPU forms; torch pins the one that fits it
         "scipy",
         "pyarrow",
         "tqdm",

@@ -157,7 +157,7 @@ def test_renormalised_scores_sum_to_one_over_all_items() -> None:
 
 
 def test_forced_runs_save_at_least_half_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Titles of 8 to 10 tokens of which the first three tell them apart: 4 passes where a token each takes 9."""
+    """Titles of 8 to 10 tokens, of which the first three tell them apart."""
     random = np.random.default_rng(0)
     catalogue = [random.integers(2, WORDS, random.integers(8, 11)).tolist() for _ in range(300)]
     trie = trie_of(catalogue, end_token=END, vocab_size=WORDS)

@@ -12,7 +12,7 @@ import triton.experimental.gluon.nvidia  # noqa: F401  # refuses to be imported 
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from triton.runtime import JITFunction
+from triton.runtime import JITFunction, interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
 CAPABILITIES = (80, 90)
@@ -24,6 +24,16 @@ def interpret(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in vars(place).copy().items():
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(place, name, InterpretedFunction(value.fn))
+    monkeypatch.setattr(InterpretedFunction, "__call__", call_and_restore)
+
+
+def call_and_restore(function: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+    """A call of an inner function; Triton's own leaves `tl` patched, and compiling then fails."""
+    scope = interpreter._patch_lang(function.fn)
+    try:
+        return function.rewrite()(*args, **kwargs)
+    finally:
+        scope.restore()
 
 
 def compiled(
