@@ -20,6 +20,7 @@ from recloom.kernels.trie_restrictions import Restrictions
 # all but the two that would let the compiler drop NaN and infinities
 FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 BLOCK = 4096
+PROBE = 256  # words looked at for a shift
 f4, i4, u4 = np.float32, np.int32, np.uint32
 LOG2_E = f4(1.4426950408889634)
 C0, C1, C2 = f4(1.535336188319500e-4), f4(1.339887440266574e-3), f4(9.618437357674640e-3)
@@ -180,7 +181,7 @@ def compiled(read: Callable[..., np.float32]) -> tuple[Any, Any]:
             if scores_R[number] == -np.inf:
                 continue
             row = logits_RV[number]
-            shift, total = highest(row[: min(BLOCK, row.size)]), f4(0.0)
+            shift, total = highest(row[: min(PROBE, row.size)]), f4(0.0)
             for begin in range(0, row.size, BLOCK):
                 total += sum_exp(row[begin : min(begin + BLOCK, row.size)], shift)
             total_R[number] = shift + np.log(total) if total < TOO_LARGE else exact_total(row)
