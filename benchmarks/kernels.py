@@ -130,8 +130,8 @@ def command_line(options: argparse.Namespace) -> str:
 
 
 def add_row(row: dict[str, str]) -> None:
-    """Rows of one op, peer, shape, type, device and thread count replace each other."""
-    key = ("op", "peer", "shape", "dtype", "device", "threads")
+    """Rows of one op, peer, shape, type, notes, device and thread count replace each other."""
+    key = ("op", "peer", "shape", "dtype", "notes", "device", "threads")
     kept = []
     if ROWS.exists():
         with open(ROWS, newline="") as file:

@@ -1,4 +1,4 @@
-"""The ten best of real titles from a real model: our beam search against transformers' constrained one."""
+"""The five best of real titles from a real model: our beam search against transformers' constrained one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from recloom.kernels.token_trie import TokenTrie
 from recloom.kernels.trie_build import trie_of
 from recloom.trainer.models import smollm2_folder
 
-BEAMS = 10
-USERS = 4
+BEAMS = 5
+USERS = 2
 
 
 def cases(device: str, data: Path) -> Iterator[Case]:
