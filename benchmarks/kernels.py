@@ -8,7 +8,7 @@ Each case is checked first: both sides must give the same result. Then they take
 20th and 80th percentiles of the turns, the ratio of the medians (peer / ours) and the share of the machine's
 copy bandwidth, measured in the same run, that our side reaches on the bytes that anyone must move.
 DATA is a folder with the data sets ml-1m, bookcrossing-subset, amazon2014-beauty, amazon2018-scientific and
-llama2-tokenizer; only constrained_step and generate_items need it.
+llama2-tokenizer; constrained_step, generate_items and bulk_items need it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernel_ops import catalog_softmax, constrained_step, full_rank, generate_items, soft_tokens
+from kernel_ops import bulk_items, catalog_softmax, constrained_step, full_rank, generate_items, soft_tokens
 from kernel_ops.case import Case
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "kernels.csv"
 FLUSH_BYTES = 256 * 2**20
-OPS = ("soft_tokens", "constrained_step", "generate_items", "catalog_softmax", "full_rank")
+OPS = ("soft_tokens", "constrained_step", "generate_items", "bulk_items", "catalog_softmax", "full_rank")
 
 
 def cases_of(op: str, device: str, data: Path | None) -> Iterator[Case]:
-    if op in ("constrained_step", "generate_items"):
+    on_titles: dict[str, Any] = {
+        "constrained_step": constrained_step,
+        "generate_items": generate_items,
+        "bulk_items": bulk_items,
+    }
+    if op in on_titles:
         if data is None:
             sys.exit(f"--op {op} needs real titles: give --data.")
-        module: Any = constrained_step if op == "constrained_step" else generate_items
-        return module.cases(device, data)
+        return on_titles[op].cases(device, data)
     return {"soft_tokens": soft_tokens, "catalog_softmax": catalog_softmax, "full_rank": full_rank}[op].cases(
         device
     )
@@ -151,7 +155,7 @@ def measure(options: argparse.Namespace) -> None:
         for case in tqdm(cases_of(op, options.device, options.data), desc=op, unit=" cases"):
             row = row_of(case, options, bandwidth)
             said = f"{case.op} {case.shape} {case.dtype}: {row['ours median ms']} ms"
-            tqdm.write(f"{said}, {case.peer} {row['ratio']}x")
+            tqdm.write(f"{said}, {case.peer} {row['ratio']}x, {row['share of copy']} of the copy bandwidth")
             if not options.no_rows:
                 add_row(row)
 
@@ -171,7 +175,13 @@ def plot(path: Path) -> None:
                 "o-" if side == "ours" else "s--",
                 label="RecLoom" if side == "ours" else peer,
             )
-        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="ms a step")
+        axis.set(
+            ylim=(0.5 if name == "rows" else 1, 500),
+            xscale="log",
+            yscale="log",
+            xlabel=name,
+            ylabel="ms a step",
+        )
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.savefig(path, dpi=150)

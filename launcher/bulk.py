@@ -161,6 +161,8 @@ class Engine:
     """vLLM on one model, in this process. An exception from it leaves it unusable: end the process."""
 
     def __init__(self, model: Path, settings: BulkSettings) -> None:
+        # vLLM's newer runner for GPUs takes logits processors of another interface than `trie_processor`
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         from vllm import LLM
 
         self.tries = Tries()

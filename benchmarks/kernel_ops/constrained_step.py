@@ -56,6 +56,8 @@ def cases(device: str, data: Path) -> Iterator[Case]:
             yield case(problem, peer, make)
     for requests, words in ((3, 32_000), (128, 32_000), (32, 128_000)):
         yield case(drawn(tries(100_000), requests, words, torch.float32, device), "STATIC", static)
+    for size in (10_000, 1_000_000):
+        yield case(drawn(tries(size), 32, 32_000, torch.float32, device), "STATIC", static)
     for size in SIZES:
         yield growth(
             drawn(tries(size), 32, 32_000, torch.float32, device),
