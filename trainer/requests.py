@@ -98,9 +98,9 @@ class Request:
     max_tokens: int
     stop: tuple[str, ...] = ()
     score_ids: tuple[int, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
     choices: Choices | None = None
     catalogue: Catalogue | None = None
-    meta: dict[str, Any] = field(default_factory=dict, hash=False)
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # read by TypeAdapter
 

@@ -13,6 +13,8 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.requests import (
     REQUESTS,
     Answer,
+    Catalogue,
+    Choices,
     BulkSettings,
     Request,
     chunk_text,
@@ -24,7 +26,17 @@ from recloom.trainer.requests import (
 
 META = st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.integers()), max_size=3)
 IDS = st.lists(st.integers(0, 50_000), max_size=5).map(tuple)
-REQUEST = st.builds(Request, IDS, st.integers(1, 99), st.lists(st.text(), max_size=2).map(tuple), IDS, META)
+SPELLINGS = st.lists(IDS, max_size=3).map(tuple)
+REQUEST = st.builds(
+    Request,
+    IDS,
+    st.integers(1, 99),
+    st.lists(st.text(), max_size=2).map(tuple),
+    IDS,
+    META,
+    st.none() | st.builds(Choices, SPELLINGS, SPELLINGS, st.integers(1, 3)),
+    st.none() | st.builds(Catalogue, st.text(), st.none() | IDS, IDS, st.integers(1, 9)),
+)
 
 
 def answer_to(request: Request, text: str = "ok\n\u2028") -> Answer:
