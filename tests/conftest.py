@@ -10,8 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from recloom.data_shards.artifacts import cache_dir
+
+settings.register_profile("recloom", deadline=None)  # no test asserts an absolute time
+settings.load_profile("recloom")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -141,11 +141,12 @@ def data_outside_run(config: RunConfig) -> str | None:
 
 
 def named_paths(value: Any) -> Iterable[Path]:
-    """The files and folders that a data block names, at any depth, under the key `path`."""
+    """The files and folders that a data block names, at any depth."""
     if not isinstance(value, dict):
         return
-    if isinstance(value.get("path"), str):
-        yield Path(value["path"]).expanduser()
+    for key in ("path", "reviews", "meta"):
+        if isinstance(value.get(key), str):
+            yield Path(value[key]).expanduser()
     for inner in value.values():
         yield from named_paths(inner)
 

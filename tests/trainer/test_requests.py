@@ -13,9 +13,9 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.requests import (
     REQUESTS,
     Answer,
+    BulkSettings,
     Catalogue,
     Choices,
-    BulkSettings,
     Request,
     chunk_text,
     read_answers,

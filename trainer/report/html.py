@@ -130,13 +130,14 @@ def render(record: RunRecord) -> str:
     environment.filters.update(number=number, duration=duration, signed=signed, task_name=task_name)
     groups = group_results(record.rows)
     views = [task_view(record, group) for group in groups]
+    paper_table = record.card.get("paper_table", PAPER_TABLE)  # cards of earlier runs name none
     return environment.get_template("page.html").render(
         system=SYSTEMS.get(record.config["system"], record.config["system"]),
         model=Path(record.config["model"]["path"]).name,
         record=record,
         card=record.card,
-        card_note=difference(record.card["measured"], record.card["paper"]),
-        paper_table=PAPER_TABLE,
+        card_note=difference(record.card["measured"], record.card["paper"], paper_table),
+        paper_table=paper_table,
         views=views,
         tables=metric_tables(groups),
         direction=direction(groups),
