@@ -91,8 +91,8 @@ def test_a_backbone_of_another_task_is_refused(tmp_path: Path) -> None:
 def test_missing_settings_are_named_with_their_choices(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "name: x\ndata: {variant: 100k}\n")) == [
         "system: required and not given; add it to the YAML, one of: llama4rec.",
-        "data.source: required and not given; add it to the YAML, one of: amazon2014, amazon2018, bookcrossing, "
-        "movielens, table.",
+        "data.source: required and not given; add it to the YAML, one of: amazon2014, amazon2018, "
+        "bookcrossing, movielens, table.",
         "model: required and not given; add it to the YAML.",
         "backbones: required and not given; add it to the YAML.",
     ]

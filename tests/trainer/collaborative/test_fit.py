@@ -15,7 +15,7 @@ from recloom.trainer.collaborative.fit import fit, validation_value
 from recloom.trainer.collaborative.registry import backbone_module
 
 SMALL = {"embedding": 16, "batch_size": 64, "max_epochs": 40, "patience": 10}
-LONG = {"bert4rec": {"max_epochs": 150, "patience": 40}}
+LONG = {name: {"max_epochs": 150, "patience": 40} for name in ("bert4rec", "ncf", "gru4rec")}
 
 
 def data_of(name: str, topk: TopKData, rating: RatingData) -> TopKData | RatingData:
@@ -27,6 +27,7 @@ def data_of(name: str, topk: TopKData, rating: RatingData) -> TopKData | RatingD
     [
         *(("mf", 0.55), ("lightgcn", 0.55), ("mixgcf", 0.55), ("sgl", 0.55)),
         *(("sasrec", 0.85), ("bert4rec", 0.55), ("cl4srec", 0.75), ("deepfm", 0.4)),
+        *(("ncf", 0.55), ("nextitnet", 0.85), ("gru4rec", 0.85)),
     ],
 )
 def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: RatingData) -> None:
@@ -47,7 +48,11 @@ def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: R
 
 
 @pytest.mark.parametrize(
-    "name", ["mf", "lightgcn", "mixgcf", "sgl", "sasrec", "bert4rec", "cl4srec", "deepfm"]
+    "name",
+    [
+        *("mf", "lightgcn", "mixgcf", "sgl", "ncf"),
+        *("sasrec", "bert4rec", "cl4srec", "nextitnet", "gru4rec", "deepfm"),
+    ],
 )
 def test_two_fits_are_equal_bit_for_bit(name: str, topk: TopKData, rating: RatingData) -> None:
     module, data = backbone_module(name), data_of(name, topk, rating)
@@ -109,7 +114,7 @@ def test_seen_items_are_no_competition(topk: TopKData) -> None:
     assert validation_value(backbone, replace(topk, seen=target_only)) == 1.0
 
 
-@pytest.mark.parametrize("name", ["lightgcn", "mixgcf", "sgl"])
+@pytest.mark.parametrize("name", ["lightgcn", "mixgcf", "sgl", "ncf"])
 @pytest.mark.parametrize(("better", "worse"), [(30, 31), (31, 30)])
 def test_extra_pairs_teach_the_model(name: str, topk: TopKData, better: int, worse: int) -> None:
     """Users without items of group 3 learn the order of two of its items from pairs alone."""
