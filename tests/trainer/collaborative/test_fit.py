@@ -15,7 +15,8 @@ from recloom.trainer.collaborative.fit import fit, validation_value
 from recloom.trainer.collaborative.registry import backbone_module
 
 SMALL = {"embedding": 16, "batch_size": 64, "max_epochs": 40, "patience": 10}
-LONG = {name: {"max_epochs": 150, "patience": 40} for name in ("bert4rec", "ncf", "gru4rec")}
+SLOW = ("bert4rec", "ncf", "nextitnet", "gru4rec")
+LONG = {name: {"max_epochs": 150, "patience": 40} for name in SLOW}
 
 
 def data_of(name: str, topk: TopKData, rating: RatingData) -> TopKData | RatingData:
