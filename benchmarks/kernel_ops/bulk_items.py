@@ -8,6 +8,7 @@ several spellings in tokens, and the check asks for titles only.
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,10 @@ MAX_TOKENS = 80
 def cases(device: str, data: Path) -> Iterator[Case]:
     folder = smollm2_folder(cache_dir())
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    titles = sorted(set(read_titles(data)))
+    titles = sorted({title.strip() for title in read_titles(data)})
+    ids = tokenizer(titles, add_special_tokens=False)["input_ids"]
+    titles = [title for title, one in zip(titles, ids, strict=True) if len(one) < MAX_TOKENS]
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as the bulk pass's worker has it
     engine = Engine(folder, BulkSettings(max_model_len=512, kv_cache_gb=0.5, threads=1))
     prompts = [
         tuple(
@@ -61,8 +65,10 @@ def case(
         return [answer.text for answer in engine.answer(requests, lambda _: None).values()]
 
     def check() -> None:
-        for said in (*mine(), *theirs()):
+        for said in mine():
             assert said in titles, said
+        for said in theirs():  # a spelling in more tokens than usual may be cut
+            assert any(title.startswith(said) for title in titles), said
 
     begin = time.perf_counter()
     theirs()
