@@ -172,7 +172,7 @@ def plot(path: Path) -> None:
                 label="RecLoom" if side == "ours" else peer,
             )
         axis.set(
-            ylim=(0.5 if name == "rows" else 1, 500),
+            ylim=(0.2 if name == "rows" else 1, 500),
             xscale="log",
             yscale="log",
             xlabel=name,

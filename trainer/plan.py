@@ -56,19 +56,25 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
     cluster = make_cluster(config, num_gpus, gpu_memory_gib, gpus_per_node)
     model, where = find_model(config.model.path)
     prompts = corpora(config)
+    tunes = config.model.tuned is None
     checks = [
         check_data(config),
         check_templates(config),
-        check_rows(config, cluster),
+        *([check_rows(config, cluster)] if tunes else []),
         check_lengths(config, model, prompts),
-        check_schedule(config, prompts),
+        *([check_schedule(config, prompts)] if tunes else []),
         check_model(config, model, where),
     ]
-    arithmetic = prompt_lines(config, prompts, cluster)
-    if model is not None:
+    if tunes:
+        arithmetic = prompt_lines(config, prompts, cluster)
+    else:
+        arithmetic = [("tuning", f"none: the models of {config.model.tuned} answer")]
+    if model is not None and tunes:
         setup = make_setup(config, model, prompts, cluster)
-        checks += [check_training(setup, cluster), check_bulk(config, model, cluster)]
+        checks.append(check_training(setup, cluster))
         arithmetic += memory_lines(setup, cluster) + work_lines(config, model, prompts, cluster)
+    if model is not None:
+        checks.append(check_bulk(config, model, cluster))
     return Plan(f"{config.name} on {cluster}", tuple(checks), tuple(arithmetic))
 
 

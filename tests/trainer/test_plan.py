@@ -44,6 +44,12 @@ def test_70b_does_not_fit_16_gpus_and_each_remedy_makes_it_fit() -> None:
     assert make_plan(shipped("70b"), 32, 80).ok
 
 
+def test_finished_models_need_no_memory_for_training() -> None:
+    plan = make_plan(shipped("70b", ("model.tuned", "runs/other")), 16, 160)
+    assert plan.ok and ("tuning", "none: the models of runs/other answer") in plan.arithmetic
+    assert not {"training memory", "rows", "schedule"} & {check.name for check in plan.checks}
+
+
 def test_70b_says_what_the_bulk_pass_needs() -> None:
     plan = make_plan(shipped("70b"), 32, 80)
     assert status(plan, "bulk memory") == "note" and "over 2 GPUs" in text(plan, "bulk memory")
