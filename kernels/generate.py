@@ -91,7 +91,6 @@ class ModelScorer:
         self.cache: Any = None
         self.mask_RX = torch.zeros(0, 0, dtype=torch.long, device=self.device)
         self.num_passes = 0
-        self.num_row_passes = 0
 
     @torch.no_grad()
     def score(self, runs: Sequence[Run]) -> list[list[Level]]:
@@ -135,7 +134,6 @@ class ModelScorer:
             self.check_head(out.last_hidden_state, ids_RW)
         self.cache = out.past_key_values
         self.num_passes += 1
-        self.num_row_passes += sum(bool(run.tokens) for run in runs)
         return out.last_hidden_state
 
     def check_head(self, hidden_RWH: torch.Tensor, ids_RW: torch.Tensor) -> None:
