@@ -8,7 +8,7 @@ Each case is checked first: both sides must give the same result. Then they take
 20th and 80th percentiles of the turns, the ratio of the medians (peer / ours) and the share of the machine's
 copy bandwidth, measured in the same run, that our side reaches on the bytes that anyone must move.
 DATA is a folder with the data sets ml-1m, bookcrossing-subset, amazon2014-beauty, amazon2018-scientific and
-llama2-tokenizer; constrained_step, generate_items and bulk_items need it.
+llama2-tokenizer; the ops of ON_TITLES need it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "kernels.csv"
 FLUSH_BYTES = 256 * 2**20
-ON_TITLES = ("constrained_step", "generate_items", "bulk_items")
+ON_TITLES = ("token_trie", "constrained_step", "generate_items", "bulk_items")
 OPS = ("soft_tokens", "catalog_softmax", "full_rank", *ON_TITLES)
 
 

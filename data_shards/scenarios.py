@@ -26,7 +26,7 @@ import numpy as np
 from recloom.data_shards.candidates import Candidates, Part, all_parts, drawn_lists
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.sources.registry import did_you_mean
-from recloom.data_shards.splits import Interactions, Split, Splits
+from recloom.data_shards.splits import Interactions, Split, Splits, merged
 from recloom.data_shards.tables import Tables
 
 GROUP_PERCENT = 35
@@ -135,7 +135,7 @@ def make_scenario(name: str, splits: Splits, cut: Slice, drawn: Mapping[Part, Ca
     cut_splits = Splits(cut_split(splits.topk, cut), cut_split(splits.rating, cut))
     topk = cut_splits.topk
     check_rows(name, "test", topk.test)
-    history = joined(splits.topk.train, splits.topk.valid)
+    history = merged(splits.topk.train, splits.topk.valid)
     history = history.select(np.isin(history.user_N, topk.test.user_N))
     if name.removesuffix(FULL) == "cold_users":
         history = last_rows(history, COLD_USER_ROWS - 1)
@@ -158,13 +158,6 @@ def cut_split(split: Split, cut: Slice) -> Split:
 def num_users(splits: Splits) -> int:
     """One above the largest user id that occurs."""
     return 1 + max(int(rows.user_N.max(initial=-1)) for rows in all_parts(splits))
-
-
-def joined(first: Interactions, second: Interactions) -> Interactions:
-    """The rows of both, by user, then time."""
-    columns = zip(vars(first).values(), vars(second).values(), strict=True)
-    rows = Interactions(*(np.concatenate(pair) for pair in columns))
-    return rows.select(np.lexsort((rows.order_N, rows.user_N)))
 
 
 def last_rows(rows: Interactions, count: int) -> Interactions:

@@ -43,6 +43,13 @@ class Interactions:
         return np.split(self.item_N, start_U)
 
 
+def merged(first: Interactions, second: Interactions) -> Interactions:
+    """Both parts' rows, a user's in time order."""
+    columns = zip(vars(first).values(), vars(second).values(), strict=True)
+    rows = Interactions(*(np.concatenate(pair) for pair in columns))
+    return rows.select(np.lexsort((rows.order_N, rows.user_N)))
+
+
 @dataclass(frozen=True)
 class Split:
     """Training rows, and at most one validation and one test row a user."""

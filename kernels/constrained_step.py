@@ -24,7 +24,7 @@ from recloom.kernels.trie_restrictions import Restrictions
 from recloom.kernels.trie_tensors import TrieTensors, restriction_tensors, trie_tensors
 
 BACKENDS = ("reference", "cpu", "triton")
-CPU_DTYPES = (torch.float32, torch.bfloat16)
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,13 @@ def children(trie: TrieTensors, states_R: torch.Tensor) -> tuple[torch.Tensor, .
     in_tail_R = slot_R >= 0
     branch_R = states_R.long().clamp(max=num_branch - 1)
     first_R = trie.first_edge_S1[branch_R].long()
-    tail_R = trie.tail_token_T.long()[slot_R.clamp(min=0)]
+    tail_R = trie.tail_token_T[slot_R.clamp(min=0)].long()
     count_R = torch.where(in_tail_R, (tail_R != trie.end).long(), trie.first_edge_S1[branch_R + 1] - first_R)
     place_C = torch.arange(max(1, int(count_R.max())), device=states_R.device)
     exists_RC = place_C < count_R[:, None]
     edge_RC = torch.where(in_tail_R[:, None] | ~exists_RC, -1, first_R[:, None] + place_C)
     safe_RC = edge_RC.clamp(min=0)
-    token_RC = torch.where(in_tail_R[:, None], tail_R[:, None], trie.edge_token_E.long()[safe_RC])
+    token_RC = torch.where(in_tail_R[:, None], tail_R[:, None], trie.edge_token_E[safe_RC].long())
     state_RC = torch.where(in_tail_R[:, None], states_R[:, None] + 1, trie.edge_target_E[safe_RC])
     return token_RC.where(exists_RC, -1), state_RC.where(exists_RC, -1), edge_RC, exists_RC
 

@@ -7,7 +7,6 @@ Shape letters as in `constrained_step.py`. The exponential is our own so that th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
@@ -22,6 +21,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 BLOCK = 4096
 PROBE = 256  # words looked at for a shift
 f4, i4, u4 = np.float32, np.int32, np.uint32
+Read = Callable[..., np.float32]  # the value at a place of a row, widened to fp32
 LOG2_E = f4(1.4426950408889634)
 C0, C1, C2 = f4(1.535336188319500e-4), f4(1.339887440266574e-3), f4(9.618437357674640e-3)
 C3, C4, C5 = f4(5.550332471162809e-2), f4(2.402264791363012e-1), f4(6.931472028550421e-1)
@@ -40,21 +40,23 @@ def step_on_cpu(
 ) -> tuple[torch.Tensor, ...]:
     """`constrained_step` for fp32 and bf16 logits; other types are widened first."""
     if logits_RV.dtype == torch.bfloat16:
-        kernels, logits = BF16, logits_RV.detach().contiguous().view(torch.uint16).numpy()
+        read, logits = read_bf16, logits_RV.detach().contiguous().view(torch.uint16).numpy()
     else:
-        kernels, logits = FP32, logits_RV.detach().float().contiguous().numpy()
+        read, logits = read_fp32, logits_RV.detach().float().contiguous().numpy()
     states = np.ascontiguousarray(states_BM.cpu().numpy(), dtype=np.int64)
     trie.check_states(states)
     scores = np.ascontiguousarray(scores_BM.detach().cpu().numpy(), dtype=np.float32)
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     total_R = np.zeros(len(logits), np.float32)
     if not renormalise:
-        kernels[0](logits, scores.reshape(-1), total_R)
+        normalisers(read, logits, scores.reshape(-1), total_R)
     out = new_output(len(states), keep)
     fine_B = np.ones(len(states), np.bool_)
     arrays = (trie.first_edge_S1, trie.edge_token_E, trie.edge_target_E, trie.tail_token_T)
     marks = (np.int64(end_mark(trie.tail_token_T.dtype)), trie.num_branch_states)
-    kernels[1](logits, total_R, renormalise, states, scores, arrays, marks, plain(restrictions), out, fine_B)
+    select(
+        read, logits, total_R, renormalise, states, scores, arrays, marks, plain(restrictions), out, fine_B
+    )
     if not fine_B.all():
         raise ValueError(
             f"logits_RV holds NaN, +inf, or -inf at a permitted token (request {int(np.argmin(fine_B))}): "
@@ -139,130 +141,128 @@ def keep_best(
     return count
 
 
-def compiled(read: Callable[..., np.float32]) -> tuple[Any, Any]:
-    """(normalisers, select) for logits that `read` widens to fp32."""
+@njit(inline="always", fastmath=FAST)
+def highest(read: Read, part: np.ndarray) -> np.float32:
+    best = f4(-np.inf)
+    for place in range(part.size):
+        value = read(part, place)
+        best = value if value > best else best
+    return best
 
-    @njit(inline="always", fastmath=FAST)
-    def highest(part: np.ndarray) -> np.float32:
-        best = f4(-np.inf)
-        for place in range(part.size):
-            value = read(part, place)
-            best = value if value > best else best
-        return best
 
-    @njit(inline="always", fastmath=FAST)
-    def sum_exp(part: np.ndarray, shift: np.float32) -> np.float32:
-        total = f4(0.0)
-        for place in range(part.size):
-            total += exp_cut(read(part, place) - shift)
-        return total
+@njit(inline="always", fastmath=FAST)
+def sum_exp(read: Read, part: np.ndarray, shift: np.float32) -> np.float32:
+    total = f4(0.0)
+    for place in range(part.size):
+        total += exp_cut(read(part, place) - shift)
+    return total
 
-    @njit(fastmath=FAST)
-    def exact_total(row: np.ndarray) -> np.float32:
-        """log sum exp with the running maximum as the shift."""
-        shift, total = f4(-np.inf), f4(0.0)
+
+@njit(fastmath=FAST)
+def exact_total(read: Read, row: np.ndarray) -> np.float32:
+    """log sum exp with the running maximum as the shift."""
+    shift, total = f4(-np.inf), f4(0.0)
+    for begin in range(0, row.size, BLOCK):
+        part = row[begin : min(begin + BLOCK, row.size)]
+        best = highest(read, part)
+        if best > shift:
+            total = f4(total * np.exp(shift - best))
+            shift = best
+        total += sum_exp(read, part, shift)
+    return shift + np.log(total)
+
+
+@njit(parallel=True, fastmath=FAST)
+def normalisers(read: Read, logits_RV: np.ndarray, scores_R: np.ndarray, total_R: np.ndarray) -> None:
+    """total_R = log sum exp of each row whose score is not -inf.
+
+    The maximum of the first words is nearly always near enough to the row's for a shift, which saves a
+    look at every word for the maximum; where it is not, the sum shows it.
+    """
+    for number in prange(logits_RV.shape[0]):
+        if scores_R[number] == -np.inf:
+            continue
+        row = logits_RV[number]
+        shift, total = highest(read, row[: min(PROBE, row.size)]), f4(0.0)
         for begin in range(0, row.size, BLOCK):
-            part = row[begin : min(begin + BLOCK, row.size)]
-            best = highest(part)
-            if best > shift:
-                total = f4(total * np.exp(shift - best))
-                shift = best
-            total += sum_exp(part, shift)
-        return shift + np.log(total)
+            total += sum_exp(read, row[begin : min(begin + BLOCK, row.size)], shift)
+        total_R[number] = shift + np.log(total) if total < TOO_LARGE else exact_total(read, row)
 
-    @njit(parallel=True, fastmath=FAST)
-    def normalisers(logits_RV: np.ndarray, scores_R: np.ndarray, total_R: np.ndarray) -> None:
-        """total_R = log sum exp of each row whose score is not -inf.
 
-        The maximum of the first words is nearly always near enough to the row's for a shift, which saves a
-        look at every word for the maximum; where it is not, the sum shows it.
-        """
-        for number in prange(logits_RV.shape[0]):
-            if scores_R[number] == -np.inf:
+@njit(inline="always")
+def allowed_total(
+    read: Read,
+    row: np.ndarray,
+    first: int,
+    last: int,
+    tokens: np.ndarray,
+    edges: np.ndarray,
+    only: bool,
+    limited: bool,
+) -> np.float32:
+    """log sum exp over the permitted children."""
+    shift, total = f4(-np.inf), f4(0.0)
+    for edge in range(first, last):
+        if limited and not is_permitted(edge, edges, only):
+            continue
+        value = read(row, np.int64(tokens[edge]))
+        if value > shift:
+            total = f4(total * np.exp(shift - value)) + f4(1.0)
+            shift = value
+        else:
+            total += np.exp(value - shift)
+    return shift + np.log(total)
+
+
+@njit(parallel=True)
+def select(
+    read: Read,
+    logits_RV: np.ndarray,
+    total_R: np.ndarray,
+    renormalise: bool,
+    states_BM: np.ndarray,
+    scores_BM: np.ndarray,
+    trie: tuple[np.ndarray, ...],
+    marks: tuple[int, int],
+    restrictions: tuple[np.ndarray, ...],
+    out: tuple[np.ndarray, ...],
+    fine_B: np.ndarray,
+) -> None:
+    first_edge, edge_token, edge_target, tail_token = trie
+    end, num_branch = marks
+    offset_B1, edge_P, only_B = restrictions
+    limited = only_B.size > 0
+    beams = states_BM.shape[1]
+    for request in prange(states_BM.shape[0]):
+        count = 0
+        edges, only = edge_P[:0], False
+        if limited:
+            edges, only = edge_P[offset_B1[request] : offset_B1[request + 1]], only_B[request]
+        best = (out[0][request], out[1][request], out[2][request], out[3][request])
+        for beam in range(beams):
+            before = scores_BM[request, beam]
+            if before == -np.inf:
                 continue
-            row = logits_RV[number]
-            shift, total = highest(row[: min(PROBE, row.size)]), f4(0.0)
-            for begin in range(0, row.size, BLOCK):
-                total += sum_exp(row[begin : min(begin + BLOCK, row.size)], shift)
-            total_R[number] = shift + np.log(total) if total < TOO_LARGE else exact_total(row)
-
-    @njit(inline="always")
-    def allowed_total(
-        row: np.ndarray,
-        first: int,
-        last: int,
-        tokens: np.ndarray,
-        edges: np.ndarray,
-        only: bool,
-        limited: bool,
-    ) -> np.float32:
-        """log sum exp over the permitted children."""
-        shift, total = f4(-np.inf), f4(0.0)
-        for edge in range(first, last):
-            if limited and not is_permitted(edge, edges, only):
+            state = states_BM[request, beam]
+            row = logits_RV[request * beams + beam]
+            total = total_R[request * beams + beam]
+            if state >= num_branch:
+                token = np.int64(tail_token[state - num_branch])
+                if token == end:
+                    continue
+                gain = f4(0.0) if renormalise else read(row, token) - total
+                fine_B[request] &= np.isfinite(gain) and np.isfinite(read(row, token))
+                count = keep_best(before + gain, beam, token, state + 1, count, best)
                 continue
-            value = read(row, np.int64(tokens[edge]))
-            if value > shift:
-                total = f4(total * np.exp(shift - value)) + f4(1.0)
-                shift = value
-            else:
-                total += np.exp(value - shift)
-        return shift + np.log(total)
-
-    @njit(parallel=True)
-    def select(
-        logits_RV: np.ndarray,
-        total_R: np.ndarray,
-        renormalise: bool,
-        states_BM: np.ndarray,
-        scores_BM: np.ndarray,
-        trie: tuple[np.ndarray, ...],
-        marks: tuple[int, int],
-        restrictions: tuple[np.ndarray, ...],
-        out: tuple[np.ndarray, ...],
-        fine_B: np.ndarray,
-    ) -> None:
-        first_edge, edge_token, edge_target, tail_token = trie
-        end, num_branch = marks
-        offset_B1, edge_P, only_B = restrictions
-        limited = only_B.size > 0
-        beams = states_BM.shape[1]
-        for request in prange(states_BM.shape[0]):
-            count = 0
-            edges, only = edge_P[:0], False
-            if limited:
-                edges, only = edge_P[offset_B1[request] : offset_B1[request + 1]], only_B[request]
-            best = (out[0][request], out[1][request], out[2][request], out[3][request])
-            for beam in range(beams):
-                before = scores_BM[request, beam]
-                if before == -np.inf:
+            first, last = first_edge[state], first_edge[state + 1]
+            if renormalise:
+                total = allowed_total(read, row, first, last, edge_token, edges, only, limited)
+            for edge in range(first, last):
+                token = np.int64(edge_token[edge])
+                score = before + (read(row, token) - total)
+                if count == best[0].size and score <= best[0][count - 1] and score > -np.inf:
                     continue
-                state = states_BM[request, beam]
-                row = logits_RV[request * beams + beam]
-                total = total_R[request * beams + beam]
-                if state >= num_branch:
-                    token = np.int64(tail_token[state - num_branch])
-                    if token == end:
-                        continue
-                    gain = f4(0.0) if renormalise else read(row, token) - total
-                    fine_B[request] &= np.isfinite(gain) and np.isfinite(read(row, token))
-                    count = keep_best(before + gain, beam, token, state + 1, count, best)
+                if limited and not is_permitted(edge, edges, only):
                     continue
-                first, last = first_edge[state], first_edge[state + 1]
-                if renormalise:
-                    total = allowed_total(row, first, last, edge_token, edges, only, limited)
-                for edge in range(first, last):
-                    token = np.int64(edge_token[edge])
-                    score = before + (read(row, token) - total)
-                    if count == best[0].size and score <= best[0][count - 1] and score > -np.inf:
-                        continue
-                    if limited and not is_permitted(edge, edges, only):
-                        continue
-                    fine_B[request] &= np.isfinite(score)
-                    count = keep_best(score, beam, token, edge_target[edge], count, best)
-
-    return normalisers, select
-
-
-FP32 = compiled(read_fp32)
-BF16 = compiled(read_bf16)
+                fine_B[request] &= np.isfinite(score)
+                count = keep_best(score, beam, token, edge_target[edge], count, best)

@@ -11,7 +11,7 @@ import torch
 
 from recloom.kernels.token_trie import ROOT, TokenTrie
 from recloom.kernels.trie_build import trie_of
-from recloom.kernels.trie_restrictions import Items, Restrictions, restrict
+from recloom.kernels.trie_restrictions import Items, Restrictions, permitted_children, restrict
 
 
 class Cursor(Protocol):
@@ -36,11 +36,7 @@ class ItemCursor:
             self.limits = restrict(trie, allowed=[allowed], excluded=[excluded])
 
     def allowed(self) -> np.ndarray:
-        tokens, _ = self.trie.children(self.state)
-        if self.limits is None or self.state >= self.trie.num_branch_states:
-            return tokens
-        first = int(self.trie.first_edge_S1[self.state])
-        return tokens[self.limits.permits(0, np.arange(first, first + len(tokens)))]
+        return permitted_children(self.trie, self.state, self.limits, 0)[0]
 
     def advance(self, token: int) -> None:
         if token not in self.allowed():

@@ -96,6 +96,18 @@ def restrict(
     )
 
 
+def permitted_children(
+    trie: TokenTrie, state: int, limits: Restrictions | None, request: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`TokenTrie.children`, less what the request must not take."""
+    tokens, states = trie.children(state)
+    if limits is None or state >= trie.num_branch_states:
+        return tokens, states
+    first = int(trie.first_edge_S1[state])
+    fine = limits.permits(request, np.arange(first, first + len(tokens)))
+    return tokens[fine], states[fine]
+
+
 def request_items(
     trie: TokenTrie, allowed: Sequence[Items] | None, excluded: Sequence[Items] | None
 ) -> list[tuple[np.ndarray, bool]]:

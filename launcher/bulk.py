@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from recloom.kernels.trie_cursor import CursorBatch
 from recloom.launcher.bulk_store import BulkStore, write_chunk
 from recloom.launcher.bulk_supervisor import cpu_build, run_pass
 from recloom.launcher.bulk_tries import (
+    MAX_SCORE_IDS,
     EngineScorer,
+    Questions,
     Tries,
     best_items,
     constraint_arguments,
@@ -37,7 +40,6 @@ from recloom.trainer.requests import Answer, BulkSettings, Request, read_request
 
 __all__ = ["main", "run_pass"]
 
-MAX_SCORE_IDS = 128  # vLLM's limit of logprob_token_ids
 ENDS = ("stop", "length", "refused")
 HEARTBEAT_SECONDS = 1.0
 
@@ -161,8 +163,6 @@ class Engine:
     """vLLM on one model, in this process. An exception from it leaves it unusable: end the process."""
 
     def __init__(self, model: Path, settings: BulkSettings) -> None:
-        # vLLM's newer runner for GPUs takes logits processors of another interface than `trie_processor`
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         from vllm import LLM
 
         self.tries = Tries()
@@ -194,26 +194,26 @@ class Engine:
         self.engine.reset_prefix_cache()
         asked = {request.key: request for request in requests if not searches(request)}
         answers = {key: fault for key, request in asked.items() if (fault := self.submit(request))}
-        for output in self.outputs():
+        for output in self.outputs(lambda: progress(len(answers))):
             answers[output.request_id] = self.read(asked[output.request_id], output.outputs[0])
-            progress(len(answers))
         if answers.keys() != asked.keys():
             raise RuntimeError(f"vLLM returned {len(answers)} answers to {len(asked)} requests")
         beams = [request for request in requests if searches(request)]
-        scorer = EngineScorer(self.next_logprobs, lambda: progress(len(answers)))
-        return answers | best_items(scorer, self.tries, beams)
+        ask = partial(self.next_logprobs, stepped=lambda: progress(len(answers)))
+        return answers | best_items(EngineScorer(ask), self.tries, beams)
 
     def read(self, request: Request, output: Any) -> Answer:
         items = self.tries.items_of(request, output.token_ids) if request.catalogue else ()
         return make_answer(request, output, items)
 
-    def outputs(self) -> Iterator[Any]:
-        """What is finished, as it comes, until nothing is left."""
+    def outputs(self, stepped: Callable[[], None]) -> Iterator[Any]:
+        """What is finished, as it comes, until nothing is left; `stepped` is called after every step."""
         while self.engine.has_unfinished_requests():
             step: Any = self.engine.step()
             yield from (output for output in step if output.finished)
+            stepped()
 
-    def next_logprobs(self, questions: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+    def next_logprobs(self, questions: Questions, stepped: Callable[[], None]) -> list[list[float]]:
         """For each (text, at most MAX_SCORE_IDS tokens) the log-probability of each token behind the text."""
         asked = [
             Request(text, 1, score_ids=tokens, meta={"question": number})
@@ -222,7 +222,7 @@ class Engine:
         for request in asked:
             if fault := self.submit(request):
                 raise RuntimeError(f"vLLM refused a step of a beam search: {fault.error}")
-        found = {output.request_id: output.outputs[0].logprobs[0] for output in self.outputs()}
+        found = {output.request_id: output.outputs[0].logprobs[0] for output in self.outputs(stepped)}
         return [[found[request.key][token].logprob for token in request.score_ids] for request in asked]
 
     def submit(self, request: Request) -> Answer | None:
@@ -290,17 +290,18 @@ def make_answer(request: Request, output: Any, items: tuple[int, ...] = ()) -> A
     """From vLLM's completion; anything but a normal end is an error, its partial text is kept."""
     reason = str(output.finish_reason)
     whole = reason in ENDS
+    named = items if whole else ()
     scores = tuple(output.logprobs[0][token].logprob for token in request.score_ids) if whole else ()
     return Answer(
         key=request.key,
         text=output.text,
         token_ids=tuple(output.token_ids),
         logprob=output.cumulative_logprob or 0.0,
-        scores=scores or (output.cumulative_logprob,) * len(items),
+        scores=scores or (output.cumulative_logprob,) * len(named),
         finish_reason=reason,
         error=None if whole else f"the engine ended the request with '{reason}'",
         meta=request.meta,
-        items=items if whole else (),
+        items=named,
     )
 
 

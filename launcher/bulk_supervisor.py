@@ -191,6 +191,8 @@ def worker_env(threads: int | None) -> dict[str, str]:
     """
     env = dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
     env.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # vLLM's newer runner for GPUs takes logits processors of another interface than `trie_processor`
+    env.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if cpu_build():
         env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_WAIT_POLICY": "passive"}
         env["OMP_NUM_THREADS"] = str(threads or num_cores())

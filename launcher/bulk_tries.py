@@ -13,10 +13,10 @@ import numpy as np
 from recloom.kernels.beam_search import Generated, Level, Run, search_items
 from recloom.kernels.token_trie import TokenTrie
 from recloom.kernels.trie_cursor import Cursor, ItemCursor, ListCursor
-from recloom.kernels.trie_restrictions import Restrictions, restrict
+from recloom.kernels.trie_restrictions import Restrictions, permitted_children, restrict
 from recloom.trainer.requests import Answer, Catalogue, Choices, Request
 
-MAX_TOKENS_ASKED = 128  # vLLM's limit of logprob_token_ids
+MAX_SCORE_IDS = 128  # vLLM's limit of logprob_token_ids
 
 Questions = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -125,36 +125,31 @@ class EngineScorer:
     the engine's limit are asked for in parts.
     """
 
-    def __init__(self, ask: Callable[[Questions], list[list[float]]], progress: Callable[[], None]) -> None:
-        self.ask, self.progress = ask, progress
+    def __init__(self, ask: Callable[[Questions], list[list[float]]]) -> None:
+        self.ask = ask
 
     def begin(self, trie: TokenTrie, keep: int, limits: Restrictions | None) -> None:
         self.trie, self.keep, self.limits = trie, keep, limits
 
     def score(self, runs: Sequence[Run]) -> list[list[Level]]:
         """See `beam_search.Scorer`; there is no past to keep, vLLM's prefix cache has it."""
-        children = [self.children(run.request, state) for run in runs for state in run.states]
+        children = [
+            permitted_children(self.trie, state, self.limits, run.request)
+            for run in runs
+            for state in run.states
+        ]
         texts = [text for run in runs for text in texts_before(run)]
         questions = [
-            (text, tuple(tokens[begin : begin + MAX_TOKENS_ASKED].tolist()))
+            (text, tuple(tokens[begin : begin + MAX_SCORE_IDS].tolist()))
             for text, (tokens, _) in zip(texts, children, strict=True)
-            for begin in range(0, len(tokens), MAX_TOKENS_ASKED)
+            for begin in range(0, len(tokens), MAX_SCORE_IDS)
         ]
         answers = iter(self.ask(questions))
-        self.progress()
         levels = iter([self.level(answers, tokens, states) for tokens, states in children])
         return [[next(levels) for _ in run.states] for run in runs]
 
-    def children(self, request: int, state: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens, states = self.trie.children(state)
-        if self.limits is None or state >= self.trie.num_branch_states:
-            return tokens, states
-        first = int(self.trie.first_edge_S1[state])
-        fine = self.limits.permits(request, np.arange(first, first + len(tokens)))
-        return tokens[fine], states[fine]
-
     def level(self, answers: Iterator[list[float]], tokens: np.ndarray, states: np.ndarray) -> Level:
-        parts = -(-len(tokens) // MAX_TOKENS_ASKED)
+        parts = -(-len(tokens) // MAX_SCORE_IDS)
         logp = np.array([value for _ in range(parts) for value in next(answers)], dtype=np.float32)
         best = np.argsort(-logp, kind="stable")[: self.keep]
         return Level(logp[best], tokens[best], states[best])

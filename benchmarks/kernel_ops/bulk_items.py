@@ -94,6 +94,6 @@ def structured(engine: Engine, prompts: list[tuple[int, ...]], titles: list[str]
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             engine.engine.add_request(f"choice-{next(numbers)}", tokens_input(list(prompt)), params)
-        return [output.outputs[0].text for output in engine.outputs()]
+        return [output.outputs[0].text for output in engine.outputs(lambda: None)]
 
     return run

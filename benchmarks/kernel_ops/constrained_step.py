@@ -18,12 +18,11 @@ import numpy as np
 import torch
 import xgrammar
 from kernel_ops.case import Case
-from kernel_ops.titles import Catalogue, grown, real_catalogue
+from kernel_ops.titles import grown, real_catalogue, trie_of_catalogue
 from transformers import PrefixConstrainedLogitsProcessor
 
 from recloom.kernels.constrained_step import constrained_step
 from recloom.kernels.token_trie import TokenTrie, end_mark
-from recloom.kernels.trie_build import build_trie
 
 BEAMS = 20
 DEPTH = 2
@@ -49,7 +48,7 @@ class Problem:
 
 def cases(device: str, data: Path) -> Iterator[Case]:
     real = real_catalogue(data)
-    tries = functools.cache(lambda size: trie_of(grown(real, size, seed=0)))
+    tries = functools.cache(lambda size: trie_of_catalogue(grown(real, size, seed=0)))
     for dtype in (torch.float32, torch.bfloat16):
         problem = drawn(tries(100_000), 32, 32_000, dtype, device)
         for peer, make in PEERS.items():
@@ -63,15 +62,6 @@ def cases(device: str, data: Path) -> Iterator[Case]:
             drawn(tries(size), 32, 32_000, torch.float32, device),
             drawn(tries(SIZES[0]), 32, 32_000, torch.float32, device),
         )
-
-
-def trie_of(catalogue: Catalogue) -> TokenTrie:
-    return build_trie(
-        catalogue.tokens_T,
-        catalogue.offsets_N1,
-        end_token=catalogue.end_token,
-        vocab_size=catalogue.vocab_size,
-    )
 
 
 def drawn(trie: TokenTrie, requests: int, words: int, dtype: torch.dtype, device: str) -> Problem:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
+from recloom.kernels.token_trie import TokenTrie
 from recloom.kernels.trie_build import build_trie
 
 
@@ -87,14 +88,14 @@ def grown(real: Catalogue, size: int, seed: int) -> Catalogue:
     return Catalogue(tokens_T, offsets, real.vocab_size, real.end_token)
 
 
+def trie_of_catalogue(catalogue: Catalogue) -> TokenTrie:
+    words, end = catalogue.vocab_size, catalogue.end_token
+    return build_trie(catalogue.tokens_T, catalogue.offsets_N1, end_token=end, vocab_size=words)
+
+
 def shared_depth(catalogue: Catalogue) -> np.ndarray:
     """How many tokens of each title, one more at least, tell it from all others."""
-    trie = build_trie(
-        catalogue.tokens_T,
-        catalogue.offsets_N1,
-        end_token=catalogue.end_token,
-        vocab_size=catalogue.vocab_size,
-    )
+    trie = trie_of_catalogue(catalogue)
     tail_L = np.diff(np.append(trie.leaf_slot_L, len(trie.tail_token_T))) - 1
     depth_N = np.diff(catalogue.offsets_N1) + 1 - tail_L[trie.edge_into.leaf_of_item_N]
     return np.minimum(depth_N, np.diff(catalogue.offsets_N1))

@@ -31,11 +31,10 @@ from recloom.data_shards.scenarios import (
     cross_domain,
     few_shot_users,
     item_groups,
-    joined,
     scenarios,
 )
 from recloom.data_shards.sources import movielens
-from recloom.data_shards.splits import Interactions, Split, Splits, all_interactions, leave_one_out
+from recloom.data_shards.splits import Interactions, Split, Splits, all_interactions, leave_one_out, merged
 from recloom.data_shards.tables import Tables, assemble_tables
 from recloom.trainer import metrics
 
@@ -252,7 +251,7 @@ def test_stored_lists_of_other_data_are_refused(tmp_path: Path, drawn: tuple[Spl
     moved = Interactions(test.user_N, (test.item_N + 1) % 12, test.rating_N, test.order_N)
     more = Interactions(test.user_N + 1, test.item_N, test.rating_N, test.order_N)
     negative = (lists.items_NC[0, [lists.place_N[0] - 1]], test.user_N[:1])
-    grown = joined(
+    grown = merged(
         splits.topk.train, Interactions(negative[1], negative[0], test.rating_N[:1], np.array([99]))
     )
     for topk, message in (
@@ -411,7 +410,7 @@ def test_few_shot_learns_from_exactly_k_users(
     assert pairs(found.splits.topk.test) == pairs(splits.topk.test)
     assert found.test is not None and as_dict(found.test) == as_dict(drawn["test"])
     asked = users_of(splits.topk.test)
-    before = joined(splits.topk.train, splits.topk.valid)
+    before = merged(splits.topk.train, splits.topk.valid)
     assert pairs(found.history) == [pair for pair in pairs(before) if pair[0] in asked]
     if k > 1:
         fewer = few_shot_users(splits, k - 1, seed)
@@ -451,7 +450,7 @@ def test_cross_domain_learns_here_and_asks_there() -> None:
     assert pair.source is domains[0] and pair.target is domains[1]
     assert not any(map(len, (topk.train, topk.valid, *all_parts(pair.scenario.splits)[3:5])))
     assert pairs(topk.test) == pairs(full.test)
-    assert pairs(pair.scenario.history) == pairs(joined(full.train, full.valid))
+    assert pairs(pair.scenario.history) == pairs(merged(full.train, full.valid))
     assert pair.scenario.test is not None and as_dict(pair.scenario.test) == as_dict(lists["test"])
     renamed = Domain(make_tables(rows, "copies"), domains[0].splits)
     for other in (domains[0], renamed, Domain(make_tables(rows[2:], "books"), domains[1].splits)):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from recloom.data_shards.errors import UserError
 from recloom.launcher import bulk, bulk_supervisor
-from recloom.launcher.bulk import answer_chunk, find_fault, make_answer, run_pass
+from recloom.launcher.bulk import Engine, answer_chunk, find_fault, make_answer, run_pass
 from recloom.launcher.bulk_store import BulkStore, model_digest, plan_chunks, write_chunk
 from recloom.launcher.bulk_supervisor import supervise
 from recloom.launcher.bulk_tries import Tries
@@ -193,3 +193,25 @@ def test_abnormal_end_is_an_error_with_its_partial_text() -> None:
     answer = make_answer(Request((1,), 1, score_ids=(2,)), output)
     assert (answer.text, answer.scores, answer.finish_reason) == ("par", (), "error")
     assert "'error'" in str(answer.error)
+
+
+class SlowEngine:
+    """Three steps, of which only the last finishes anything."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def has_unfinished_requests(self) -> bool:
+        return self.left > 0
+
+    def step(self) -> list[SimpleNamespace]:
+        self.left -= 1
+        return [SimpleNamespace(finished=self.left == 0)]
+
+
+def test_every_step_is_a_sign_of_life() -> None:
+    """The supervisor ends a worker that is silent for long, however long the first answer takes."""
+    engine, signs = Engine.__new__(Engine), []
+    engine.engine = SlowEngine()  # type: ignore[assignment]
+    assert len(list(engine.outputs(lambda: signs.append(1)))) == 1
+    assert len(signs) == 3

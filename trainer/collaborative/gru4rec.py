@@ -11,8 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Batch, Sizes, Task
-from recloom.trainer.collaborative.softmax import softmax_loss
-from recloom.trainer.collaborative.tasks import SequentialBackbone
+from recloom.trainer.collaborative.next_item import NextItemBackbone
 
 TASK: Task = "sequential"
 
@@ -29,7 +28,7 @@ class Settings(BackboneSettings):
     dropout: float = Field(default=0.4, ge=0, lt=1, description="of the embeddings and of the states")
 
 
-class GRU4Rec(SequentialBackbone):
+class GRU4Rec(NextItemBackbone):
     """A gated recurrent unit over the history (2016, eqs. 1 to 5), in PyTorch's form of the reset gate.
 
     Scores are dot products of the last state and the tied item embeddings, the "constrained embedding"
@@ -46,7 +45,7 @@ class GRU4Rec(SequentialBackbone):
         self.gru = nn.GRU(width, width, settings.layers, batch_first=True)
         nn.init.normal_(self.items.weight, std=0.02)
 
-    def encode(self, inputs_BL: Tensor) -> Tensor:
+    def encode(self, inputs_BL: Tensor, last: int | None = None) -> Tensor:
         """Hidden states (B, L, D) of inputs that are padded on the left.
 
         The rows are turned so that their items come first: no state has seen padding before.
@@ -58,18 +57,7 @@ class GRU4Rec(SequentialBackbone):
         return turned(self.dropout(states_BLD), -padding_B1)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the next item over the full catalogue, at every real position."""
-        inputs_BL, targets_BL = batch
-        real_BL = targets_BL != self.num_items
-        hidden_MD = self.encode(inputs_BL)[real_BL]
-        return softmax_loss(hidden_MD, self.item_vectors(), targets_BL[real_BL])
-
-    def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
-        """The representation of the sequence: the state after its last item."""
-        return self.encode(histories_BL)[:, -1]
-
-    def item_vectors(self) -> Tensor:
-        return self.items.weight[: self.num_items]
+        return self.next_item_loss(*batch)
 
 
 def turned(rows_BLX: Tensor, places_B1: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Batch, Sizes, Task
-from recloom.trainer.collaborative.softmax import softmax_loss
-from recloom.trainer.collaborative.tasks import SequentialBackbone
+from recloom.trainer.collaborative.next_item import NextItemBackbone
 
 TASK: Task = "sequential"
 
@@ -55,7 +54,7 @@ class Block(nn.Module):
         return hidden_BLD + F.dropout(state_BLD, self.dropout, self.training)
 
 
-class NextItNet(SequentialBackbone):
+class NextItNet(NextItemBackbone):
     """Each item's probability given all before it (eq. 1), by a stack of dilated convolutions.
 
     One with kernel k and dilation d joins k items that lie d apart, none of them later. The blocks with
@@ -76,7 +75,7 @@ class NextItNet(SequentialBackbone):
         )
         nn.init.normal_(self.items.weight, std=0.02)
 
-    def encode(self, inputs_BL: Tensor) -> Tensor:
+    def encode(self, inputs_BL: Tensor, last: int | None = None) -> Tensor:
         """Hidden states (B, L, D) of inputs that are padded on the left."""
         inputs_BL = inputs_BL[:, -self.max_length :]
         real_BL1 = (inputs_BL != self.num_items)[:, :, None]
@@ -87,15 +86,4 @@ class NextItNet(SequentialBackbone):
         return hidden_BLD
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the next item over the full catalogue, at every real position."""
-        inputs_BL, targets_BL = batch
-        real_BL = targets_BL != self.num_items
-        hidden_MD = self.encode(inputs_BL)[real_BL]
-        return softmax_loss(hidden_MD, self.item_vectors(), targets_BL[real_BL])
-
-    def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
-        """The representation of the sequence: the hidden state at its last item."""
-        return self.encode(histories_BL)[:, -1]
-
-    def item_vectors(self) -> Tensor:
-        return self.items.weight[: self.num_items]
+        return self.next_item_loss(*batch)

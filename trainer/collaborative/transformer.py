@@ -14,8 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recloom.trainer.collaborative.base import BackboneSettings, Sizes
-from recloom.trainer.collaborative.softmax import softmax_loss
-from recloom.trainer.collaborative.tasks import SequentialBackbone
+from recloom.trainer.collaborative.next_item import NextItemBackbone
 
 
 class TransformerSettings(BackboneSettings):
@@ -73,7 +72,7 @@ class Block(nn.Module):
         return hidden_BLD + F.dropout(fed_BLD, self.dropout, self.training)
 
 
-class TransformerBackbone(SequentialBackbone):
+class TransformerBackbone(NextItemBackbone):
     """A stack of blocks over item and position embeddings; items are tied to the scores.
 
     The rows of the item table: the catalogue, then padding (`num_items`), then a subclass's own tokens.
@@ -118,16 +117,3 @@ class TransformerBackbone(SequentialBackbone):
             hidden_BLD = block(hidden_BLD, allowed_BLL[:, None])
         hidden_BLD = self.blocks[-1](hidden_BLD, allowed_BLL[:, None], last)
         return self.norm(hidden_BLD)
-
-    def next_item_loss(self, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
-        """Cross-entropy of the next item over the full catalogue, at every real position."""
-        real_BL = targets_BL != self.num_items
-        hidden_MD = self.encode(inputs_BL)[real_BL]
-        return softmax_loss(hidden_MD, self.item_vectors(), targets_BL[real_BL])
-
-    def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
-        """The representation of the sequence: the hidden state at its last item."""
-        return self.encode(histories_BL, last=1)[:, -1]
-
-    def item_vectors(self) -> Tensor:
-        return self.items.weight[: self.num_items]

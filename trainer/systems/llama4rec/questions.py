@@ -9,7 +9,7 @@ import numpy as np
 
 from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.samples import Sample
-from recloom.data_shards.splits import Interactions, Split, Splits
+from recloom.data_shards.splits import Interactions, Split, Splits, merged
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import leave_one_out_queries
 from recloom.trainer.collaborative.evaluate import rank_topk, target_ranks
@@ -59,15 +59,6 @@ def known_rows(split: Split, part: Part) -> Interactions:
     if part == "valid":
         return split.train
     return merged(split.train, split.valid)
-
-
-def merged(first: Interactions, second: Interactions) -> Interactions:
-    """Both parts' rows, a user's in time order."""
-    columns = {
-        name: np.concatenate([getattr(first, name), getattr(second, name)])
-        for name in ("user_N", "item_N", "rating_N", "order_N")
-    }
-    return Interactions(**columns).select(np.lexsort((columns["order_N"], columns["user_N"])))
 
 
 def known_disliked(config: RunConfig, splits: Splits, part: Part) -> Interactions | None:
