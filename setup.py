@@ -38,6 +38,7 @@ setup(
         "deepspeed==0.19.8",
         "safetensors",
         "accelerate",  # transformers reads GGUF files through it
+        "peft",  # low-rank adaptation, the baseline of A-LLMRec
         "gguf",
         "pydantic>=2.12",
         "pyyaml",

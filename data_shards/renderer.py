@@ -108,13 +108,26 @@ class Renderer:
 
     def render_prompt(self, segments: Sequence[Segment]) -> list[int]:
         """The ids of a prompt for inference: exactly the first `num_prompt` ids that training saw."""
+        return self.render_slots(segments)[0]
+
+    def render_slots(self, segments: Sequence[Segment]) -> tuple[list[int], list[SlotPosition]]:
+        """The ids of a prompt for inference, and where its slots are (`pad_id` stands there)."""
         encoded = self._encode(segments, is_start=True, num_before=len(self.prefix_ids))
-        return self.prefix_ids + encoded.ids_T.tolist()
+        return self.prefix_ids + encoded.ids_T.tolist(), encoded.slots
 
     def answer_ids(self, text: str) -> list[int]:
         """The ids of an answer's text behind a prompt, without the end token."""
         ids: list[int] = self._encode([Literal(text)], is_start=False, num_before=0).ids_T.tolist()
         return ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        return int(self._backend.get_vocab_size())
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What token ids say, control tokens left out."""
+        return str(self._backend.decode(list(ids)))
 
     def _encode(self, segments: Sequence[Segment], is_start: bool, num_before: int) -> Encoded:
         """Compose segments; `num_before` tokens already stand before them in the sequence."""

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from recloom.data_shards.artifacts import MANIFEST, read_manifest, write_manifest
 from recloom.data_shards.errors import UserError
-from recloom.data_shards.renderer import Rendered, Renderer
+from recloom.data_shards.renderer import Rendered, Renderer, SlotPosition
 from recloom.data_shards.samples import Sample, sample_text
 
 INDEX = "index.npy"
@@ -55,6 +55,7 @@ def write_shards(
     clear_folder(folder)
     index: list[list[int]] = []
     lengths: list[tuple[int, int]] = []
+    num_slots = 0
     keys: set[str] = set()
     tar: tarfile.TarFile | None = None
     try:
@@ -66,6 +67,7 @@ def write_shards(
             rendered = renderer.render(sample)
             index.append([number // samples_per_shard, *add_sample(tar, sample, rendered)])
             lengths.append((len(rendered.ids_T), rendered.num_prompt))
+            num_slots += len(rendered.slots)
     finally:
         if tar is not None:
             tar.close()
@@ -75,6 +77,7 @@ def write_shards(
     lengths_N2 = np.asarray(lengths, dtype=np.int32)
     np.save(folder / LENGTHS, lengths_N2)
     fields = {**manifest_fields, "tokenizer": renderer.fingerprint(), "samples_per_shard": samples_per_shard}
+    fields["num_slots"] = num_slots
     return write_manifest(folder, **fields, **counts(lengths_N2, samples_per_shard))
 
 
@@ -150,6 +153,7 @@ class ShardReader:
         lengths_N2 = np.load(folder / LENGTHS)
         self.lengths_N: np.ndarray = lengths_N2[:, 0]
         self.num_prompt_N: np.ndarray = lengths_N2[:, 1]
+        self.has_slots = self.manifest.get("num_slots", 0) > 0
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -165,6 +169,10 @@ class ShardReader:
         shard, offset, size, _, _ = self._index_N5[index].tolist()
         record: dict[str, Any] = json.loads(self._read(shard, offset, size))
         return record
+
+    def slots(self, index: int) -> list[SlotPosition]:
+        """The slots of a sample."""
+        return [(position, kind, id) for position, kind, id in self.record(index)["slots"]]
 
     def sample(self, index: int) -> Sample:
         return Sample.from_json(self.record(index))

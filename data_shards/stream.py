@@ -20,17 +20,24 @@ import torch
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.packing import pack_window
+from recloom.data_shards.renderer import SlotPosition
 
 IGNORE = -100  # the label that Hugging Face losses skip
 
 
 class TokenSource(Protocol):
-    """What the stream reads: `ShardReader`, or anything that gives lengths and ids by sample index."""
+    """What the stream reads: `ShardReader`, or anything that gives lengths and ids by sample index.
+
+    has_slots: whether samples have places for vectors; `slots` is asked for only then.
+    """
 
     lengths_N: np.ndarray
     num_prompt_N: np.ndarray
+    has_slots: bool
 
     def ids(self, index: int) -> np.ndarray: ...
+
+    def slots(self, index: int) -> list[SlotPosition]: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class PackedRow:
 
     `ids_T`, `position_ids_T` (from 0 in each sample) and `labels_T` int64. `labels_T` is aligned with `ids_T`
     (the model shifts it); prompt tokens and each sample's first token hold -100. `boundaries` int32 (S + 1,):
-    starts of the samples and the last end, as in cu_seqlens.
+    starts of the samples and the last end, as in cu_seqlens. `slots`: places for vectors, counted in the row;
+    None where the source has none at all.
     """
 
     ids_T: torch.Tensor
@@ -47,6 +55,7 @@ class PackedRow:
     labels_T: torch.Tensor
     sample_indices: list[int]
     boundaries: torch.Tensor
+    slots: list[SlotPosition] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,10 +181,22 @@ def build_row(source: TokenSource, indices: Sequence[int]) -> PackedRow:
     labels = []
     for ids_T, num_prompt in zip(ids, num_prompts, strict=True):
         labels.append(np.concatenate([np.full(num_prompt, IGNORE), ids_T[num_prompt:]]))
+    boundaries = np.cumsum([0, *map(len, ids)])
     return PackedRow(
         ids_T=torch.from_numpy(np.concatenate(ids)),
         position_ids_T=torch.from_numpy(np.concatenate([np.arange(len(ids_T)) for ids_T in ids])),
         labels_T=torch.from_numpy(np.concatenate(labels)),
         sample_indices=list(indices),
-        boundaries=torch.tensor(np.cumsum([0, *map(len, ids)]), dtype=torch.int32),
+        boundaries=torch.tensor(boundaries, dtype=torch.int32),
+        slots=row_slots(source, indices, boundaries) if source.has_slots else None,
     )
+
+
+def row_slots(source: TokenSource, indices: Sequence[int], boundaries: np.ndarray) -> list[SlotPosition]:
+    """The samples' slots, counted from the start of the row."""
+    starts = boundaries.tolist()
+    return [
+        (start + position, kind, id)
+        for start, index in zip(starts, indices, strict=False)
+        for position, kind, id in source.slots(index)
+    ]

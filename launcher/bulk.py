@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from recloom.data_shards.errors import UserError
 from recloom.kernels.trie_cursor import CursorBatch
+from recloom.launcher.bulk_soft import SoftRows, fault_of_soft, mixed_prompt, token_ids
 from recloom.launcher.bulk_store import BulkStore, write_chunk
 from recloom.launcher.bulk_supervisor import cpu_build, run_pass
 from recloom.launcher.bulk_tries import (
@@ -91,7 +92,8 @@ def work(out: Path, pipe: Connection, parent: int) -> int:
     die_with_parent(parent)
     try:
         store = BulkStore.reopen(out)
-        answer_all(store, Engine(store.model, store.settings), Reporter(pipe))
+        soft = any(request.soft is not None for request in store.requests())
+        answer_all(store, Engine(store.model, store.settings, soft), Reporter(pipe))
     except Exception as error:
         traceback.print_exc()
         pipe.send({"error": f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}"})
@@ -127,11 +129,7 @@ def answer_all(store: BulkStore, engine: Engine, reporter: Reporter) -> None:
 
 def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int], None]) -> list[Answer]:
     """One answer a request, in the chunk's order; what the engine fails on is asked a second time."""
-    limits = (engine.vocab_size, engine.max_model_len)
-    faults = {
-        request.key: find_fault(request, *limits) or fault_of_constraint(request, engine.tries, *limits)
-        for request in chunk
-    }
+    faults = {request.key: fault_for(engine, request) for request in chunk}
     answers = {r.key: refused(r, fault) for r in chunk if (fault := faults[r.key])}
     answers |= engine.answer([request for request in chunk if not faults[request.key]], progress)
     failed = [request for request in chunk if answers[request.key].finish_reason not in ENDS]
@@ -139,9 +137,18 @@ def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int],
     return [answers[request.key] for request in chunk]
 
 
+def fault_for(engine: Engine, request: Request) -> str | None:
+    """Why this engine must not see the request; None when it may."""
+    limits = (engine.vocab_size, engine.max_model_len)
+    fault = find_fault(request, *limits)
+    if request.soft is not None:
+        fault = fault or fault_of_soft(request.soft, len(request.prompt_ids), engine.soft_rows)
+    return fault or fault_of_constraint(request, engine.tries, *limits)
+
+
 def find_fault(request: Request, vocab_size: int, max_model_len: int) -> str | None:
     """Why the engine must never see this request; one such request would end the whole call."""
-    ids = (*request.prompt_ids, *request.score_ids)
+    ids = (*token_ids(request), *request.score_ids)
     if not request.prompt_ids:
         return "the prompt is empty"
     if min(ids) < 0 or max(ids) >= vocab_size:
@@ -160,9 +167,12 @@ def refused(request: Request, fault: str) -> Answer:
 
 
 class Engine:
-    """vLLM on one model, in this process. An exception from it leaves it unusable: end the process."""
+    """vLLM on one model, in this process. An exception from it leaves it unusable: end the process.
 
-    def __init__(self, model: Path, settings: BulkSettings) -> None:
+    soft: whether the pass has soft prompts. All prompts of such a pass enter the model as embeddings.
+    """
+
+    def __init__(self, model: Path, settings: BulkSettings, soft: bool) -> None:
         from vllm import LLM
 
         self.tries = Tries()
@@ -176,14 +186,17 @@ class Engine:
             max_num_seqs=settings.max_num_seqs,
             block_size=settings.block_size,
             enable_prefix_caching=True,
+            enable_prompt_embeds=soft,
             enforce_eager=True,
             seed=0,
             logits_processors=[trie_processor(self.tries)],
             **memory,
         )
         self.engine = llm.llm_engine
-        self.vocab_size: int = self.engine.model_config.get_vocab_size()
-        self.max_model_len: int = self.engine.model_config.max_model_len
+        config: Any = self.engine.model_config
+        self.vocab_size: int = config.get_vocab_size()
+        self.max_model_len: int = config.max_model_len
+        self.soft_rows = SoftRows(config.get_inputs_embeds_size(), config.dtype)
 
     def answer(self, requests: list[Request], progress: Callable[[int], None]) -> dict[str, Answer]:
         """Answers by key, greedy; `progress` is called after every step with the number so far.
@@ -216,8 +229,8 @@ class Engine:
     def next_logprobs(self, questions: Questions, stepped: Callable[[], None]) -> list[list[float]]:
         """For each (text, at most MAX_SCORE_IDS tokens) the log-probability of each token behind the text."""
         asked = [
-            Request(text, 1, score_ids=tokens, meta={"question": number})
-            for number, (text, tokens) in enumerate(questions)
+            Request(text, 1, score_ids=tokens, meta={"question": number}, soft=soft)
+            for number, (text, tokens, soft) in enumerate(questions)
         ]
         for request in asked:
             if fault := self.submit(request):
@@ -228,13 +241,19 @@ class Engine:
     def submit(self, request: Request) -> Answer | None:
         """Queue a request; an answer at once when vLLM refuses it for a reason of its own."""
         from vllm.exceptions import VLLMClientError
-        from vllm.inputs.engine import tokens_input
 
         try:
-            self.engine.add_request(request.key, tokens_input(list(request.prompt_ids)), sampling(request))
+            self.engine.add_request(request.key, self.prompt(request), sampling(request))
         except (ValueError, VLLMClientError) as error:
             return refused(request, str(error))
         return None
+
+    def prompt(self, request: Request) -> Any:
+        from vllm.inputs.engine import embeds_input, tokens_input
+
+        if request.soft is None:
+            return tokens_input(list(request.prompt_ids))
+        return embeds_input(**mixed_prompt(request, request.soft, self.soft_rows))
 
 
 def searches(request: Request) -> bool:

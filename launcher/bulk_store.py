@@ -149,10 +149,19 @@ def plan_chunks(requests: Sequence[Request], chunk_size: int) -> Iterator[list[R
     A kind is the number of score ids: vLLM returns wrong numbers for a batch that mixes generation
     with scoring, and pads shorter lists of score ids with token 0.
     """
-    ordered = sorted(requests, key=lambda request: (len(request.score_ids), request.prompt_ids, request.key))
+    ordered = sorted(requests, key=lambda request: (len(request.score_ids), *prefix(request), request.key))
     for _, group in itertools.groupby(ordered, key=lambda request: len(request.score_ids)):
         kind = list(group)
         yield from (kind[start : start + chunk_size] for start in range(0, len(kind), chunk_size))
+
+
+def prefix(request: Request) -> tuple[str, tuple[int, ...]]:
+    """What the cache knows a prompt by: the file of its soft rows, its ids, soft rows as negative numbers."""
+    if request.soft is None:
+        return "", request.prompt_ids
+    rows = dict(zip(request.soft.positions, request.soft.rows, strict=False))  # a faulty one is refused later
+    places = enumerate(request.prompt_ids)
+    return request.soft.file, tuple(-1 - rows[n] if n in rows else token for n, token in places)
 
 
 def write_chunk(path: Path, answers: Sequence[Answer]) -> None:

@@ -14,11 +14,11 @@ from recloom.kernels.beam_search import Generated, Level, Run, search_items
 from recloom.kernels.token_trie import TokenTrie
 from recloom.kernels.trie_cursor import Cursor, ItemCursor, ListCursor
 from recloom.kernels.trie_restrictions import Restrictions, permitted_children, restrict
-from recloom.trainer.requests import Answer, Catalogue, Choices, Request
+from recloom.trainer.requests import Answer, Catalogue, Choices, Request, SoftPrompt
 
 MAX_SCORE_IDS = 128  # vLLM's limit of logprob_token_ids
 
-Questions = list[tuple[tuple[int, ...], tuple[int, ...]]]
+Questions = list[tuple[tuple[int, ...], tuple[int, ...], SoftPrompt | None]]
 
 
 class Tries:
@@ -99,7 +99,7 @@ def best_items(scorer: EngineScorer, tries: Tries, requests: list[Request]) -> d
     for (path, num_beams), group in groups.items():
         limits = group_limits(tries.open(path), group)
         prompts = [request.prompt_ids for request in group]
-        scorer.begin(tries.open(path), 2 * num_beams, limits)
+        scorer.begin(tries.open(path), 2 * num_beams, limits, [request.soft for request in group])
         found = search_items(scorer, prompts, tries.open(path), num_beams, num_beams, limits)
         answers |= {r.key: item_answer(r, generated) for r, generated in zip(group, found, strict=True)}
     return answers
@@ -128,8 +128,11 @@ class EngineScorer:
     def __init__(self, ask: Callable[[Questions], list[list[float]]]) -> None:
         self.ask = ask
 
-    def begin(self, trie: TokenTrie, keep: int, limits: Restrictions | None) -> None:
-        self.trie, self.keep, self.limits = trie, keep, limits
+    def begin(
+        self, trie: TokenTrie, keep: int, limits: Restrictions | None, softs: Sequence[SoftPrompt | None]
+    ) -> None:
+        """softs: the soft rows of each request's prompt; they keep their places while the text grows."""
+        self.trie, self.keep, self.limits, self.softs = trie, keep, limits, softs
 
     def score(self, runs: Sequence[Run]) -> list[list[Level]]:
         """See `beam_search.Scorer`; there is no past to keep, vLLM's prefix cache has it."""
@@ -138,10 +141,10 @@ class EngineScorer:
             for run in runs
             for state in run.states
         ]
-        texts = [text for run in runs for text in texts_before(run)]
+        texts = [(text, self.softs[run.request]) for run in runs for text in texts_before(run)]
         questions = [
-            (text, tuple(tokens[begin : begin + MAX_SCORE_IDS].tolist()))
-            for text, (tokens, _) in zip(texts, children, strict=True)
+            (text, tuple(tokens[begin : begin + MAX_SCORE_IDS].tolist()), soft)
+            for (text, soft), (tokens, _) in zip(texts, children, strict=True)
             for begin in range(0, len(tokens), MAX_SCORE_IDS)
         ]
         answers = iter(self.ask(questions))

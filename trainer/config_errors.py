@@ -40,7 +40,7 @@ def sentence(problem: Any, schema: type[BaseModel]) -> str:
     loc = [str(part) for part in problem["loc"]]
     field, kind = ".".join(loc), problem["type"]
     given = f"{field} = {shortened(problem['input'])}"
-    info = field_at(schema, loc)
+    info = field_at(schema, [part for part in problem["loc"] if isinstance(part, str)])
     if kind == "extra_forbidden":
         return f"{field}: unknown setting; {hint_for(loc, schema)}"
     if kind == "missing":
@@ -50,7 +50,7 @@ def sentence(problem: Any, schema: type[BaseModel]) -> str:
     if kind == "literal_error":
         return f"{given}: not one of the known values; {choose(problem['input'], literal_options(info))}"
     if kind == "value_error":
-        return f"{field}: {problem['ctx']['error']}."
+        return f"{field}: {str(problem['ctx']['error']).rstrip('.')}."
     if kind == "model_type":
         return f"{given}: not a block of settings; indent its settings below it, or leave the line out."
     rule = (problem["msg"][0].lower() + problem["msg"][1:]).replace("tuple", "list")

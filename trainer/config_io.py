@@ -1,4 +1,4 @@
-"""YAML and command-line overrides into a RunConfig; all errors at once, for people."""
+"""YAML and command-line overrides into the config class of a system; all errors at once, for people."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recloom.data_shards.errors import UserError
-from recloom.trainer.config import RunConfig, schema_for
+from recloom.trainer.config import RunConfig
 from recloom.trainer.config_errors import sentences
+from recloom.trainer.config_schema import schema_for
 
 KINDS = ("model", "source", "variant")  # what tells blocks apart whose other settings do not mix
 TIMESTAMP, MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"

@@ -86,27 +86,20 @@ def quiet_deepspeed() -> None:
 
 
 class Engine:
-    """A causal language model under ZeRO with its optimizer.
+    """A network under ZeRO with its optimizer; only what requires a gradient is trained and checkpointed.
 
     Args:
-        model_path: Hugging Face folder or id of the starting weights.
+        network: what `load_partitioned` loaded, or a module around it.
         ds_config: what `deepspeed_json` made.
-        model: dtype and attention implementation.
-        gradient_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(
-        self, model_path: str, ds_config: dict[str, Any], model: ModelBlock, gradient_checkpointing: bool
-    ) -> None:
+    def __init__(self, network: Any, ds_config: dict[str, Any]) -> None:
         import deepspeed
 
         self.ds_config = ds_config
-        network = load_partitioned(model_path, ds_config, model)
-        network.config.use_cache = False
-        if gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         network.train()
         parameters = [p for p in network.parameters() if p.requires_grad]
+        self.has_frozen = len(parameters) < sum(1 for _ in network.parameters())
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, model_parameters=parameters, config=ds_config
         )
@@ -136,7 +129,13 @@ class Engine:
     def save(self, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
         """Write a checkpoint; `latest.json` names it only when all ranks' files are on the disk."""
         tag = f"step_{step}"
-        self.engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+        self.engine.save_checkpoint(
+            str(folder),
+            tag=tag,
+            client_state=state,
+            save_latest=False,
+            exclude_frozen_parameters=self.has_frozen,
+        )
         # Each rank flushes what its node holds: fsync of a file is good whoever wrote it.
         for path in (folder / tag).rglob("*"):
             fsync_path(path)
@@ -159,19 +158,28 @@ class Engine:
                 f"{folder}: the checkpoint was written by {told['world_size']} ranks and "
                 f"{dist.get_world_size()} are running: start as many ranks, or delete the folder."
             )
-        path, state = self.engine.load_checkpoint(str(folder), tag=told["tag"])
+        path, state = self.engine.load_checkpoint(
+            str(folder), tag=told["tag"], load_module_strict=not self.has_frozen
+        )
         if path is None:
             raise UserError(
                 f"{folder / told['tag']}: the checkpoint can't be loaded: delete {folder}, start anew."
             )
         return dict(state)
 
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The trained weights, whole (called by all ranks; complete on rank 0, in the training's dtype)."""
+        if self.engine.zero_optimization_stage() == 3:
+            weights = self.engine._zero3_consolidated_16bit_state_dict(
+                exclude_frozen_parameters=self.has_frozen
+            )
+            return dict(weights or {})
+        frozen = {name for name, p in self.engine.module.named_parameters() if not p.requires_grad}
+        return {name: t for name, t in self.engine.module.state_dict().items() if name not in frozen}
+
     def export(self, folder: Path, tokenizer: Any) -> None:
         """Write the weights as a Hugging Face safetensors folder with tokenizer (called by all ranks)."""
-        if self.engine.zero_optimization_stage() == 3:
-            weights = self.engine._zero3_consolidated_16bit_state_dict()
-        else:
-            weights = self.engine.module.state_dict()
+        weights = self.trained_state()
         if dist.get_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             module = self.engine.module
@@ -184,9 +192,19 @@ class Engine:
         self.engine.destroy()
 
 
-def load_partitioned(model_path: str, ds_config: dict[str, Any], model: ModelBlock) -> Any:
-    """Load the weights; under ZeRO-3 each rank keeps only its part from the start."""
-    from transformers import AutoModelForCausalLM
+def load_partitioned(
+    model_path: str,
+    ds_config: dict[str, Any],
+    model: ModelBlock,
+    gradient_checkpointing: bool,
+    frozen: bool = False,
+) -> Any:
+    """Load a causal language model; under ZeRO-3 each rank keeps only its part from the start.
+
+    gradient_checkpointing: recompute activations in the backward pass. frozen: no weight takes a gradient
+    and nothing drops out; gradients still pass through to its inputs.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     from recloom.trainer.models import quiet_transformers
@@ -194,11 +212,36 @@ def load_partitioned(model_path: str, ds_config: dict[str, Any], model: ModelBlo
     # transformers looks this object up while it loads and then creates partitioned parameters.
     partition = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"]["stage"] == 3 else None
     with quiet_transformers():
+        settings = AutoConfig.from_pretrained(model_path)
+        if frozen:
+            without_dropout(settings)
         network = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention
+            model_path,
+            config=settings,
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=model.attention,
         )
     del partition
-    return network
+    network.config.use_cache = False
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return network.requires_grad_(not frozen)
+
+
+def without_dropout(settings: Any) -> None:
+    """Checkpointing works in training mode only, so dropout is switched off by its rates."""
+    for name in vars(settings):
+        if name.endswith(("dropout", "pdrop")):
+            setattr(settings, name, 0.0)
+
+
+def embedding_scale(network: Any) -> float:
+    """Root mean square of the token embeddings, partitioned or not (called by all ranks)."""
+    import deepspeed
+
+    weight = network.get_input_embeddings().weight
+    with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+        return float(weight.detach().float().square().mean().sqrt())
 
 
 def drop_old(folder: Path, step: int, keep: int) -> None:

@@ -1,10 +1,12 @@
-"""Full-parameter instruction tuning on shards: the work of one training stage, on every rank."""
+"""Training on shards: the work of one training stage, on every rank."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -19,39 +21,62 @@ from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.console import Console
 from recloom.trainer.callbacks.evaluation import Evaluation
 from recloom.trainer.callbacks.metrics_log import MetricsLog
-from recloom.trainer.config import RunConfig
-from recloom.trainer.engine import Engine, deepspeed_json
+from recloom.trainer.config import RunConfig, TrainingBlock
+from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned
 from recloom.trainer.loop import Loop
 from recloom.trainer.models import load_tokenizer
 
+DeepSpeedSettings: TypeAlias = dict[str, Any]
 
-def tune(config: RunConfig, label: str, model_path: str, corpus: Path, out: Path) -> None:
-    """Tune all parameters on `corpus/train` and export a Hugging Face folder to `out/model`.
+
+def tune(
+    config: RunConfig, training: TrainingBlock, label: str, model_path: str, corpus: Path, out: Path
+) -> None:
+    """Tune all parameters on `corpus/train` and export a Hugging Face folder to `out/model`."""
+
+    def build(ds_config: DeepSpeedSettings) -> Any:
+        return load_partitioned(model_path, ds_config, config.model, training.gradient_checkpointing)
+
+    def export(engine: Engine, folder: Path) -> None:
+        engine.export(folder, load_tokenizer(model_path))
+
+    train(config, training, label, load_tokenizer(model_path), corpus, out, build, export)
+
+
+def train(
+    config: RunConfig,
+    training: TrainingBlock,
+    label: str,
+    tokenizer: Any,
+    corpus: Path,
+    out: Path,
+    build: Callable[[DeepSpeedSettings], Any],
+    export: Callable[[Engine, Path], None],
+) -> None:
+    """Train what `build` makes on `corpus/train`, and let `export` write it to `out/model`.
 
     Called by every rank of a started process group. Continues from `out/checkpoints` when an
     earlier run was cut off. `out/model/manifest.json` is written last and marks the end.
+
+    Args:
+        build: makes the network from DeepSpeed's settings; what requires a gradient is trained.
+        export: called by all ranks, rank 0 writes into the given folder.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     set_threads()
     torch.manual_seed(config.seed)
-    tokenizer = load_tokenizer(model_path)
     check_shards(corpus)
-    source = open_shards(corpus / "train", fingerprint(tokenizer), config.training.context)
-    engine = Engine(
-        model_path,
-        deepspeed_json(config.model, config.training, config.parallel, world_size),
-        config.model,
-        config.training.gradient_checkpointing,
-    )
-    stream = make_stream(config, source, rank, world_size)
-    loop = Loop(
-        engine, stream, config.training, config.model.attention, callbacks(config, label, corpus, out)
-    )
+    source = open_shards(corpus / "train", fingerprint(tokenizer), training.context)
+    ds_config = deepspeed_json(config.model, training, config.parallel, world_size)
+    engine = Engine(build(ds_config), ds_config)
+    stream = make_stream(training, config.seed, source, rank, world_size)
+    made = callbacks(training, config.seed, label, corpus, out)
+    loop = Loop(engine, stream, training, config.model.attention, made)
     state = engine.load(out / "checkpoints")
     if state is not None:
         loop.load_state(state)
     loop.run()
-    export(engine, out / "model", tokenizer, loop.step)
+    finish(engine, out / "model", export, loop.step)
     engine.close()
 
 
@@ -85,34 +110,35 @@ def open_shards(folder: Path, tokenizer: str, context: int) -> ShardReader:
     return reader
 
 
-def make_stream(config: RunConfig, source: ShardReader, rank: int, world_size: int) -> PackedStream:
-    training = config.training
+def make_stream(
+    training: TrainingBlock, seed: int, source: ShardReader, rank: int, world_size: int
+) -> PackedStream:
     return PackedStream(
-        source, training.pack_length, training.rows_per_step, training.window, config.seed, rank, world_size
+        source, training.pack_length, training.rows_per_step, training.window, seed, rank, world_size
     )
 
 
-def callbacks(config: RunConfig, label: str, corpus: Path, out: Path) -> list[Callback]:
+def callbacks(training: TrainingBlock, seed: int, label: str, corpus: Path, out: Path) -> list[Callback]:
     """Log first, so that a validation row follows its step; checkpoint last."""
-    training = config.training
     log = MetricsLog(out, training.tensorboard)
     made: list[Callback] = [Console(label, training.log_every), log]
     if (corpus / "valid" / "manifest.json").is_file():
         source = ShardReader(corpus / "valid")
-        stream = make_stream(config, source, dist.get_rank(), dist.get_world_size())
+        stream = make_stream(training, seed, source, dist.get_rank(), dist.get_world_size())
         made.append(Evaluation(label, stream, training.evaluate_every, log))
     made.append(Checkpoint(out / "checkpoints", training.checkpoint_every, training.keep_checkpoints))
     return made
 
 
-def export(engine: Engine, folder: Path, tokenizer: object, step: int) -> None:
+def finish(engine: Engine, folder: Path, export: Callable[[Engine, Path], None], step: int) -> None:
     """Export into a temporary folder and rename, manifest last; checkpoints then have served."""
     temporary = folder.with_name(folder.name + ".tmp")
     if dist.get_rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
     dist.barrier()
-    engine.export(temporary, tokenizer)
+    export(engine, temporary)
+    dist.barrier()
     if dist.get_rank() == 0:
         os.replace(temporary, folder)
         write_manifest(folder, steps=step)

@@ -44,10 +44,12 @@ class StepRecord:
 
 
 def learning_rate(step: int, total: int, training: TrainingBlock) -> float:
-    """Linear warm-up, then cosine to zero; `step` counts from 0."""
+    """Linear warm-up, then cosine to zero, or the peak throughout; `step` counts from 0."""
     peak, warmup = training.learning_rate, min(training.warmup_steps, total)
     if step < warmup:
         return peak * (step + 1) / warmup
+    if training.schedule == "constant":
+        return peak
     progress = (step - warmup) / max(1, total - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 

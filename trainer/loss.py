@@ -1,6 +1,6 @@
 """The instruction-tuning loss on packed rows: cross-entropy of the answers (Llama4Rec, eq. 8).
 
-Shapes: B = 1 row, T tokens of the row, A answer tokens, V vocabulary.
+Shapes: B = 1 row, T tokens of the row, A answer tokens, V vocabulary, U user and J item vectors of the row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from recloom.data_shards.packing import block_causal_mask
+from recloom.data_shards.renderer import SlotPosition
 from recloom.data_shards.stream import IGNORE, PackedRow
 from recloom.trainer.packed_attention import PACKED
 
@@ -30,7 +31,24 @@ def model_inputs(
     else:
         mask = block_causal_mask(row.boundaries, len(row.ids_T), torch.bool)
         inputs["attention_mask"] = mask.to(device)
-    return inputs
+    return inputs if row.slots is None else {**inputs, **soft_inputs(row.slots, len(row.ids_T), device)}
+
+
+def soft_inputs(slots: list[SlotPosition], length: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Which vectors a row needs, each once, and where they stand.
+
+    soft_BT: at a slot the vector's place among the users', then the items'; -1 at a token. user_rows_U and
+    items_J: their ids, at least one each, so that every rank passes gradients through the same networks.
+    """
+    users = sorted({int(id or 0) for _, kind, id in slots if kind == "user"}) or [0]
+    items = sorted({int(id or 0) for _, kind, id in slots if kind != "user"}) or [0]
+    place = {("user", id): n for n, id in enumerate(users)}
+    place |= {("item", id): len(users) + n for n, id in enumerate(items)}
+    soft_BT = torch.full((1, length), -1)
+    for position, kind, id in slots:
+        soft_BT[0, position] = place["user" if kind == "user" else "item", int(id or 0)]
+    found = {"soft_BT": soft_BT, "user_rows_U": torch.tensor(users), "items_J": torch.tensor(items)}
+    return {name: tensor.to(device) for name, tensor in found.items()}
 
 
 def answer_loss(model: Any, row: PackedRow, attention: str, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recloom.data_shards.errors import UserError
 from recloom.trainer.config import RunConfig
 from recloom.trainer.planning.checks import (
     Check,
@@ -24,6 +25,7 @@ from recloom.trainer.planning.cluster import Cluster, gib, make_cluster
 from recloom.trainer.planning.memory import BYTES, GIB, Setup, host_bytes, training_memory
 from recloom.trainer.planning.model_size import ModelSize, find_model
 from recloom.trainer.planning.tokens import Corpus, corpora
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 PEAK_FLOPS = 312e12  # an A100's bf16 matrix units
 MFU = 0.2  # the paper's own run comes to at most 0.19
@@ -51,8 +53,10 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
         num_gpus: GPUs in all; 0 plans the CPU ranks of `parallel.cpu_ranks`.
         gpu_memory_gib: GiB of one GPU; for 0 GPUs, of the machine.
 
-    Raises UserError for a cluster that can't be.
+    Raises UserError for a system other than Llama4Rec, and for a cluster that can't be.
     """
+    if not isinstance(config, Llama4RecConfig):
+        raise UserError(f"system = '{config.system}': no plan yet, start it with `recloom run`.")
     cluster = make_cluster(config, num_gpus, gpu_memory_gib, gpus_per_node)
     model, where = find_model(config.model.path)
     prompts = corpora(config)
@@ -78,7 +82,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
     return Plan(f"{config.name} on {cluster}", tuple(checks), tuple(arithmetic))
 
 
-def make_setup(config: RunConfig, model: ModelSize, prompts: list[Corpus], cluster: Cluster) -> Setup:
+def make_setup(config: Llama4RecConfig, model: ModelSize, prompts: list[Corpus], cluster: Cluster) -> Setup:
     row = max(config.training.pack_length, *(corpus.longest_tokens for corpus in prompts))
     share = max(corpus.answer_share for corpus in prompts)
     return Setup(
@@ -94,7 +98,7 @@ def make_setup(config: RunConfig, model: ModelSize, prompts: list[Corpus], clust
     )
 
 
-def prompt_lines(config: RunConfig, prompts: list[Corpus], cluster: Cluster) -> list[tuple[str, str]]:
+def prompt_lines(config: Llama4RecConfig, prompts: list[Corpus], cluster: Cluster) -> list[tuple[str, str]]:
     training = config.training
     rows = f"{training.rows_per_step} rows of {training.pack_length:,} tokens on {cluster.ranks} ranks"
     lines = [("step", rows)]
@@ -119,7 +123,7 @@ def memory_lines(setup: Setup, cluster: Cluster) -> list[tuple[str, str]]:
 
 
 def work_lines(
-    config: RunConfig, model: ModelSize, prompts: list[Corpus], cluster: Cluster
+    config: Llama4RecConfig, model: ModelSize, prompts: list[Corpus], cluster: Cluster
 ) -> list[tuple[str, str]]:
     """Disk, and on GPUs FLOPs, traffic and rough hours."""
     training = config.training
@@ -137,7 +141,7 @@ def work_lines(
     return lines
 
 
-def work_text(config: RunConfig, model: ModelSize, corpus: Corpus, cluster: Cluster) -> str:
+def work_text(config: Llama4RecConfig, model: ModelSize, corpus: Corpus, cluster: Cluster) -> str:
     """The larger of computing and, between nodes, of moving weights and gradients."""
     epochs = config.training.epochs
     tokens = corpus.num_prompts * corpus.mean_tokens * epochs
@@ -152,7 +156,7 @@ def work_text(config: RunConfig, model: ModelSize, corpus: Corpus, cluster: Clus
     return f"{tokens:,.0f} tokens, {flops:.1e} FLOPs, {moved}: some {seconds / 3600:.1f} h at {speed}"
 
 
-def step_traffic(config: RunConfig, model: ModelSize, cluster: Cluster) -> float:
+def step_traffic(config: Llama4RecConfig, model: ModelSize, cluster: Cluster) -> float:
     """Bytes that a GPU receives in a step (Rajbhandari et al. 2020, section 7).
 
     Per row, ZeRO-3 gathers the weights twice and reduces the gradients; the other stages move twice

@@ -85,8 +85,22 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class SoftPrompt:
+    """Soft rows in a prompt: at positions[n] of prompt_ids stands row rows[n] of the file instead of a token.
+
+    file: a safetensors file with the tensor `rows` (N, H); sha256: of the file, so that the request's key
+    changes with its content. The positions ascend; the ids that prompt_ids has there are not read.
+    """
+
+    file: str
+    sha256: str
+    positions: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Request:
-    """One prompt as token ids.
+    """One prompt as token ids, some of which `soft` may replace by vectors.
 
     Without `score_ids`: greedy text of at most `max_tokens` tokens, ended by the model's end token
     or one of the `stop` strings. With them: one forward pass (`max_tokens` is 1) that returns the
@@ -101,13 +115,14 @@ class Request:
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
     choices: Choices | None = None
     catalogue: Catalogue | None = None
+    soft: SoftPrompt | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # read by TypeAdapter
 
     @cached_property
     def key(self) -> str:
         """A hash of the whole content: the request's name across runs."""
-        return hashlib.sha256(dump(asdict(self)).encode()).hexdigest()[:32]
+        return hashlib.sha256(request_line(self).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,14 @@ def dump(row: dict[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, separators=(",", ":"))
 
 
+def request_line(request: Request) -> str:
+    """The request as JSON; `soft` only where there is one, so that older passes keep their answers."""
+    row = asdict(request)
+    return dump(row if request.soft is not None else {k: v for k, v in row.items() if k != "soft"})
+
+
 def requests_text(requests: Iterable[Request]) -> str:
-    return "".join(dump(asdict(request)) + "\n" for request in requests)
+    return "".join(request_line(request) + "\n" for request in requests)
 
 
 def write_requests(path: Path, requests: Iterable[Request]) -> None:

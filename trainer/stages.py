@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from recloom.data_shards.artifacts import atomic_write_json, file_sha256
 from recloom.data_shards.errors import UserError
@@ -21,13 +21,14 @@ from recloom.trainer.config_io import config_dict, digest
 from recloom.trainer.requests import Request
 
 Where = Literal["process", "ranks", "vllm"]
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What every stage is given: the settings and where things lie."""
+class Run(Generic[ConfigT]):
+    """What every stage is given: the settings of a system and where things lie."""
 
-    config: RunConfig
+    config: ConfigT
     folder: Path
     cache: Path
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.packing import block_causal_mask, pack_window
+from recloom.data_shards.renderer import SlotPosition
 from recloom.data_shards.stream import IGNORE, PackedRow, PackedStream, StepBatch, build_row
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
@@ -28,6 +29,11 @@ class MemorySource:
     lengths_N: np.ndarray
     num_prompt_N: np.ndarray
     num_read: int = 0
+    has_slots: bool = False
+
+    def slots(self, index: int) -> list[SlotPosition]:
+        """One slot in every sample, at its second token."""
+        return [(1, "history", index)]
 
     def ids(self, index: int) -> np.ndarray:
         self.num_read += 1
@@ -301,3 +307,11 @@ def test_the_cache_switches_detection_off() -> None:
     packed, alone = packed_and_single(random_llama("sdpa"), use_cache=True)
     assert packed[0] == pytest.approx(alone[0], abs=1e-5)
     assert all(abs(a - b) > 1e-2 for a, b in zip(packed[1:], alone[1:], strict=True))
+
+
+def test_slots_are_counted_in_the_row() -> None:
+    source = make_source([5, 7, 9])
+    assert build_row(source, [0, 2]).slots is None
+    source.has_slots = True
+    assert build_row(source, [2, 0, 1]).slots == [(1, "history", 2), (10, "history", 0), (15, "history", 1)]
+    assert build_row(source, []).slots == []

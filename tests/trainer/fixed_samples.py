@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from recloom.data_shards.renderer import SlotPosition
 from recloom.trainer.config import TrainingBlock
 
 
@@ -16,8 +17,13 @@ class FixedSamples:
         self.num_prompt_N = (self.lengths_N - rng.integers(5, 10, count)).astype(np.int32)
         self._ids = [rng.integers(3, 49000, length).astype(np.int32) for length in self.lengths_N]
 
+    has_slots = False
+
     def ids(self, index: int) -> np.ndarray:
         return self._ids[index]
+
+    def slots(self, index: int) -> list[SlotPosition]:
+        return []
 
 
 def training_block() -> TrainingBlock:

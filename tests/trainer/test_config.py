@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import ConfigError, config_dict, dump_config, read_config
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 PLAIN: dict[str, Any] = {
     "name": "try",
@@ -65,11 +65,11 @@ def test_three_mistakes_give_three_sentences(tmp_path: Path) -> None:
         tmp_path, training__learning_rat=1e-4, prompts__history_items="many", parallel__cpu_ranks=0
     )
     assert problems(path) == [
+        "parallel.cpu_ranks = 0: input should be greater than or equal to 1 "
+        "(Ranks started on a machine without a GPU).",
         "prompts.history_items = 'many': input should be a valid integer, unable to parse string as an "
         "integer (Latest history items shown).",
         "training.learning_rat: unknown setting; did you mean 'learning_rate'?",
-        "parallel.cpu_ranks = 0: input should be greater than or equal to 1 "
-        "(Ranks started on a machine without a GPU).",
     ]
 
 
@@ -90,12 +90,48 @@ def test_a_backbone_of_another_task_is_refused(tmp_path: Path) -> None:
 
 def test_missing_settings_are_named_with_their_choices(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "name: x\ndata: {variant: 100k}\n")) == [
-        "system: required and not given; add it to the YAML, one of: llama4rec.",
+        "system: required and not given; add it to the YAML, one of: a_llmrec, llama4rec.",
         "data.source: required and not given; add it to the YAML, one of: amazon2014, amazon2018, "
         "bookcrossing, movielens, table.",
         "model: required and not given; add it to the YAML.",
         "backbones: required and not given; add it to the YAML.",
     ]
+
+
+def test_an_unknown_system_is_one_sentence_beside_what_can_still_be_judged(tmp_path: Path) -> None:
+    """What only some system knows is no mistake of its own; what all share is judged."""
+    path = with_settings(
+        tmp_path,
+        system="lama4rec",
+        prompts__no_such=1,
+        training__epochs=0,
+        parallel__cpu_ranks=0,
+        data__source="movielenz",
+        backbones={},
+    )
+    assert [text.partition("(")[0] for text in problems(path)] == [
+        "system = 'lama4rec': not one of the known values; did you mean 'llama4rec'?",
+        "data.source = 'movielenz': not one of the known values; did you mean 'movielens'?",
+        "parallel.cpu_ranks = 0: input should be greater than or equal to 1 ",
+        "backbones: no task is named, so there is nothing to do: add direct, sequential or rating.",
+    ]
+
+
+@pytest.mark.parametrize("system", ["zzz", 5, None, ["llama4rec"], {"a": 1}])
+def test_a_system_near_nothing_lists_the_systems(tmp_path: Path, system: Any) -> None:
+    (text,) = problems(with_settings(tmp_path, system=system))
+    assert text.startswith(f"system = {system!r}: not one of the known values;")
+    assert text.endswith("choose one of: a_llmrec, llama4rec.") or text.endswith("did you mean 'llama4rec'?")
+
+
+def test_a_system_does_not_take_the_settings_of_another(tmp_path: Path) -> None:
+    (text,) = problems(with_settings(tmp_path, align__width=64))
+    assert text.startswith("align: unknown setting; ")
+
+
+def test_a_wrong_word_in_a_list_is_told_with_its_choices(tmp_path: Path) -> None:
+    path = with_settings(tmp_path, system="a_llmrec", methods=["llm_only", "talrec"])
+    assert "methods.1 = 'talrec': not one of the known values; did you mean 'tallrec'?" in problems(path)
 
 
 def test_settings_of_a_source_and_of_a_backbone_are_checked(tmp_path: Path) -> None:
@@ -316,7 +352,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 NAMES = st.one_of(
     st.sampled_from(
-        leaves(RunConfig) + ["data.source", "data.path", "backbones.direct.model", "backbones.rating"]
+        leaves(Llama4RecConfig) + ["data.source", "data.path", "backbones.direct.model", "backbones.rating"]
     ),
     st.text(alphabet="abc.<&*_1", max_size=12),
 )

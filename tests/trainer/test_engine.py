@@ -105,3 +105,8 @@ def test_learning_rate_schedule() -> None:
     rates = [learning_rate(step, 12, training) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0 and rates[8] == pytest.approx(0.5) and 0 < rates[11] < 0.1
+
+
+def test_constant_learning_rate_stays_at_its_peak_behind_the_warm_up() -> None:
+    training = TrainingBlock(learning_rate=1.0, warmup_steps=4, schedule="constant")
+    assert [learning_rate(step, 8, training) for step in range(8)] == [0.25, 0.5, 0.75, *[1.0] * 5]

@@ -9,7 +9,7 @@ import pytest
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import RunConfig
-from recloom.trainer.config_io import read_config
+from recloom.trainer.config_io import build_config, read_config
 from recloom.trainer.plan import Plan, format_plan, make_plan
 
 
@@ -48,6 +48,18 @@ def test_finished_models_need_no_memory_for_training() -> None:
     plan = make_plan(shipped("70b", ("model.tuned", "runs/other")), 16, 160)
     assert plan.ok and ("tuning", "none: the models of runs/other answer") in plan.arithmetic
     assert not {"training memory", "rows", "schedule"} & {check.name for check in plan.checks}
+
+
+def test_another_system_has_no_plan_yet() -> None:
+    raw = {
+        "name": "x",
+        "system": "a_llmrec",
+        "data": {"source": "movielens"},
+        "model": {"path": "smollm2-135m-instruct"},
+        "backbones": {"sequential": {"model": "sasrec"}},
+    }
+    with pytest.raises(UserError, match=r"^system = 'a_llmrec': no plan yet, start it with `recloom run`\.$"):
+        make_plan(build_config(raw, "test"), 16, 80)
 
 
 def test_70b_says_what_the_bulk_pass_needs() -> None:

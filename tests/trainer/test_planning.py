@@ -25,7 +25,6 @@ from recloom.data_shards.splits import leave_one_out
 from recloom.data_shards.textualize import listwise, rating
 from recloom.data_shards.textualize.template import TextOptions, load_template, one_line_titles
 from recloom.trainer import packed_attention
-from recloom.trainer.config import PromptsBlock
 from recloom.trainer.models import SMOLLM2, load_tokenizer
 from recloom.trainer.planning.changes import changes, fitting_changes
 from recloom.trainer.planning.memory import (
@@ -41,6 +40,7 @@ from recloom.trainer.planning.memory import (
 )
 from recloom.trainer.planning.model_size import KNOWN, ModelSize, find_model, read_size
 from recloom.trainer.planning.tokens import prompt_tokens, samples_per_row
+from recloom.trainer.systems.llama4rec.settings import PromptsBlock
 
 SEVEN, THIRTEEN, SEVENTY = (KNOWN[f"meta-llama/Llama-2-{size}-hf"] for size in ("7b", "13b", "70b"))
 

@@ -17,6 +17,7 @@ from recloom.trainer.requests import (
     Catalogue,
     Choices,
     Request,
+    SoftPrompt,
     chunk_text,
     read_answers,
     read_chunk,
@@ -36,7 +37,9 @@ REQUEST = st.builds(
     META,
     st.none() | st.builds(Choices, SPELLINGS, SPELLINGS, st.integers(1, 3)),
     st.none() | st.builds(Catalogue, st.text(), st.none() | IDS, IDS, st.integers(1, 9)),
+    st.none() | st.builds(SoftPrompt, st.text(), st.text(), IDS, IDS),
 )
+SOFT = SoftPrompt("rows.safetensors", "a", (0,), (7,))
 
 
 def answer_to(request: Request, text: str = "ok\n\u2028") -> Answer:
@@ -63,12 +66,30 @@ def test_requests_survive_the_disk(tmp_path_factory: pytest.TempPathFactory, req
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt_ids": (1,)}, {"max_tokens": 6}, {"stop": ("y",)}, {"score_ids": (1,)}, {"meta": {"u": 2}}],
+    [
+        {"prompt_ids": (1,)},
+        {"max_tokens": 6},
+        {"stop": ("y",)},
+        {"score_ids": (1,)},
+        {"meta": {"u": 2}},
+        {"soft": SOFT},
+    ],
 )
 def test_key_names_the_whole_content(change: dict) -> None:
     request = Request((1, 2), 5, ("x",), (), {"u": 1})
     assert replace(request).key == request.key
     assert replace(request, **change).key != request.key
+
+
+@pytest.mark.parametrize("change", [{"file": "b"}, {"sha256": "b"}, {"positions": (1,)}, {"rows": (8,)}])
+def test_key_names_the_soft_rows(change: dict) -> None:
+    request = Request((1, 2), 5, soft=SOFT)
+    assert replace(request, soft=replace(SOFT, **change)).key != request.key
+
+
+def test_a_request_without_soft_rows_keeps_its_old_key() -> None:
+    """As it was before there were any: finished passes are found by it."""
+    assert Request((1, 2), 5, ("x",), (), {"u": 1}).key == "c48cfc2c2afd55fbb157e3e2bd1c702d"
 
 
 @pytest.mark.parametrize(

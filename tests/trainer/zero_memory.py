@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
-from recloom.trainer.engine import Engine, deepspeed_json, start_ranks
+from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned, start_ranks
 
 
 def main() -> None:
@@ -24,7 +24,8 @@ def main() -> None:
     rank, world_size = start_ranks(parallel)
     training = TrainingBlock(rows_per_step=world_size)
     model = ModelBlock(path=model_path, dtype=dtype, attention="sdpa")  # type: ignore[arg-type]
-    engine = Engine(model_path, deepspeed_json(model, training, parallel, world_size), model, False)
+    ds_config = deepspeed_json(model, training, parallel, world_size)
+    engine = Engine(load_partitioned(model_path, ds_config, model, False), ds_config)
     ids = torch.zeros(1, 16, dtype=torch.long)
     for _ in range(2):
         engine.backward(engine(input_ids=ids, labels=ids).loss)

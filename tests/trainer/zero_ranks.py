@@ -14,7 +14,7 @@ import torch
 
 from recloom.data_shards.stream import PackedStream
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
-from recloom.trainer.engine import Engine, deepspeed_json, start_ranks
+from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned, start_ranks
 from recloom.trainer.loop import Loop
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,7 +29,7 @@ def main() -> None:
     training: TrainingBlock = training_block()
     model = ModelBlock(path=model_path, dtype="float32")
     ds_config = deepspeed_json(model, training, parallel, world_size)
-    engine = Engine(model_path, ds_config, model, checkpointing == "yes")
+    engine = Engine(load_partitioned(model_path, ds_config, model, checkpointing == "yes"), ds_config)
     stream = PackedStream(
         FixedSamples(), training.pack_length, training.rows_per_step, 16, 3, rank, world_size
     )

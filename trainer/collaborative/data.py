@@ -32,6 +32,7 @@ class TopKData:
     (Llama4Rec, eq. 3).
     histories: the history shown at validation; None shows `sequences`. Set it to the real items when
     `sequences` were augmented.
+    tables: what the ids stand for, for backbones that read titles or keys (`known_tables`).
     """
 
     num_users: int
@@ -41,6 +42,7 @@ class TopKData:
     seen: list[np.ndarray]
     extra_pairs: np.ndarray | None = None
     histories: list[np.ndarray] | None = None
+    tables: Tables | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.sequences), len(self.seen), len(self.valid_items), self.num_users}
@@ -51,13 +53,24 @@ class TopKData:
         if self.extra_pairs is not None and (self.extra_pairs.ndim, self.extra_pairs.shape[-1]) != (2, 3):
             raise ValueError(f"extra_pairs is (P, 3), got {self.extra_pairs.shape}.")
 
+    def known_tables(self, model: str) -> Tables:
+        """`tables`, for the backbone named `model`, which cannot do without."""
+        if self.tables is None:
+            raise UserError(
+                f"model = '{model}': it reads titles or keys of items, which this recipe does not hand on: "
+                "choose another backbone."
+            )
+        return self.tables
+
     @classmethod
-    def from_split(cls, split: Split, num_users: int, num_items: int) -> TopKData:
+    def from_split(
+        cls, split: Split, num_users: int, num_items: int, tables: Tables | None = None
+    ) -> TopKData:
         """The plain data of a split: the training items are the sequences and are masked at validation."""
         sequences = split.train.sequences(num_users)
         valid_items = np.full(num_users, NO_ITEM, dtype=np.int64)
         valid_items[split.valid.user_N] = split.valid.item_N
-        return cls(num_users, num_items, sequences, valid_items, seen=sequences)
+        return cls(num_users, num_items, sequences, valid_items, seen=sequences, tables=tables)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ Progress = Callable[[int, int, float], None] | bool
 class FitResult:
     """metric: "N@10" (higher is better) or "RMSE" (lower is better), on validation.
 
-    best_epoch counts from 1. curve: (epoch, mean training loss, validation value) of each validation.
+    best_epoch counts from 1. curve: (epoch, mean training loss, validation value) of each validation. A
+    backbone without parameters has one validation, at epoch 0 with loss 0.
     """
 
     metric: str
@@ -61,7 +62,10 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = backbone_class(module).build(data, settings)
-        best, curve = train(backbone, data, rng, progress)
+        if any(True for _ in backbone.parameters()):
+            best, curve = train(backbone, data, rng, progress)
+        else:
+            best, curve = validate_once(backbone, data, progress)
     seconds = time.perf_counter() - start
     return backbone.eval(), FitResult(best.metric, best.epoch, best.value, curve, seconds)
 
@@ -103,6 +107,17 @@ def train(
                 break
     backbone.load_state_dict(best.state)
     return best, curve
+
+
+def validate_once(
+    backbone: Backbone, data: TopKData | RatingData, progress: Progress
+) -> tuple[Best, list[tuple[int, float, float]]]:
+    """What `train` gives, for a backbone in which nothing can be trained."""
+    best = Best(data)
+    best.update(0, validation_value(backbone, data), backbone)
+    if callable(progress):
+        progress(0, backbone.settings.max_epochs, best.value)
+    return best, [(0, 0.0, best.value)]
 
 
 def train_epoch(

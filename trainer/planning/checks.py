@@ -8,7 +8,6 @@ from typing import Literal
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.textualize import attributes, listwise, rating
 from recloom.data_shards.textualize.template import load_template
-from recloom.trainer.config import RunConfig
 from recloom.trainer.config_rules import named_paths
 from recloom.trainer.planning.changes import fitting_changes
 from recloom.trainer.planning.cluster import Cluster, gib
@@ -24,6 +23,7 @@ from recloom.trainer.planning.memory import (
 )
 from recloom.trainer.planning.model_size import ModelSize
 from recloom.trainer.planning.tokens import Corpus, answer_tokens
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 Status = Literal["ok", "note", "FAIL"]
 
@@ -37,7 +37,7 @@ class Check:
     text: str
 
 
-def check_data(config: RunConfig) -> Check:
+def check_data(config: Llama4RecConfig) -> Check:
     """Missing files are a note: a plan is often made before the data are there."""
     paths = list(named_paths(config.data.model_dump()))
     missing = [str(path) for path in paths if not path.exists()]
@@ -48,7 +48,7 @@ def check_data(config: RunConfig) -> Check:
     return Check("data", "ok", f"no path is set, {config.data.source} fetches its files at first use")
 
 
-def check_templates(config: RunConfig) -> Check:
+def check_templates(config: Llama4RecConfig) -> Check:
     prompts = config.prompts
     try:
         load_template(prompts.listwise_template, listwise.FAMILY)
@@ -59,7 +59,7 @@ def check_templates(config: RunConfig) -> Check:
     return Check("templates", "ok", f"{prompts.listwise_template}, {prompts.rating_template}")
 
 
-def check_rows(config: RunConfig, cluster: Cluster) -> Check:
+def check_rows(config: Llama4RecConfig, cluster: Cluster) -> Check:
     rows, ranks = config.training.rows_per_step, cluster.ranks
     if rows % ranks == 0:
         return Check("batch", "ok", f"{rows} rows a step, {rows // ranks} on each of {ranks} ranks")
@@ -72,7 +72,7 @@ def check_rows(config: RunConfig, cluster: Cluster) -> Check:
     )
 
 
-def check_lengths(config: RunConfig, model: ModelSize | None, prompts: list[Corpus]) -> Check:
+def check_lengths(config: Llama4RecConfig, model: ModelSize | None, prompts: list[Corpus]) -> Check:
     """Prompts (estimated) and rows against the context, the model and vLLM's limit."""
     training, bulk = config.training, config.bulk
     longest = max(corpus.longest_tokens for corpus in prompts)
@@ -93,7 +93,7 @@ def check_lengths(config: RunConfig, model: ModelSize | None, prompts: list[Corp
     return Check("lengths", "ok", f"prompts up to about {longest} tokens, context {training.context}")
 
 
-def check_schedule(config: RunConfig, prompts: list[Corpus]) -> Check:
+def check_schedule(config: Llama4RecConfig, prompts: list[Corpus]) -> Check:
     training = config.training
     fewest = min(corpus.steps_per_epoch for corpus in prompts) * training.epochs
     text = f"{training.warmup_steps} warm-up steps of about {fewest}"
@@ -103,7 +103,7 @@ def check_schedule(config: RunConfig, prompts: list[Corpus]) -> Check:
     return Check("schedule", "note", text)
 
 
-def check_model(config: RunConfig, model: ModelSize | None, where: str) -> Check:
+def check_model(config: Llama4RecConfig, model: ModelSize | None, where: str) -> Check:
     if model is not None:
         return Check("model", "note" if where.startswith("not") else "ok", f"{config.model.path}: {where}")
     text = "its dimensions are not known here, so memory was not checked: download it first"
@@ -121,7 +121,7 @@ def check_training(setup: Setup, cluster: Cluster) -> Check:
     return Check("training memory", "FAIL", f"{text}: it does not fit, but would with {remedy}")
 
 
-def check_bulk(config: RunConfig, model: ModelSize, cluster: Cluster) -> Check:
+def check_bulk(config: Llama4RecConfig, model: ModelSize, cluster: Cluster) -> Check:
     """The bulk pass runs on one GPU."""
     bulk, name = config.bulk, "bulk memory"
     sequence = bulk.max_model_len or model.positions
@@ -141,7 +141,7 @@ def check_bulk(config: RunConfig, model: ModelSize, cluster: Cluster) -> Check:
     return Check(name, "note", f"{text} do not fit its {gib(budget)}: {remedy}")
 
 
-def bulk_remedy(config: RunConfig, model: ModelSize, budget: float, sequence: int) -> str:
+def bulk_remedy(config: Llama4RecConfig, model: ModelSize, budget: float, sequence: int) -> str:
     """The bulk pass itself has no tensor parallelism."""
     bulk = config.bulk
     needed = needed_tensor_parallel(model, bulk.dtype, budget, sequence)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recloom.data_shards.packing import pack_window
-from recloom.trainer.config import PromptsBlock, RunConfig
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig, PromptsBlock
 
 TITLE, RATED_TITLE = 12, 15
 WORDS = {False: 20, True: 30}  # headings; the prompt augmentations have their own
@@ -49,14 +49,14 @@ def answer_tokens(prompts: PromptsBlock) -> int:
     return (TITLE + 1) * prompts.answer_items
 
 
-def corpora(config: RunConfig) -> list[Corpus]:
+def corpora(config: Llama4RecConfig) -> list[Corpus]:
     """One corpus a tuned model; the shared model sees plain and augmented prompts in equal parts."""
     if config.training.ift == "shared":
         return [corpus(config, "llama4rec", (True, False))]
     return [corpus(config, "llama4rec", (True,)), corpus(config, "ift", (False,))]
 
 
-def corpus(config: RunConfig, name: str, kinds: Sequence[bool]) -> Corpus:
+def corpus(config: Llama4RecConfig, name: str, kinds: Sequence[bool]) -> Corpus:
     """Ranking and rating prompts in equal numbers, each plain, augmented or both."""
     training = config.training
     ratings = sorted({task == "rating" for task in config.backbones.tasks})

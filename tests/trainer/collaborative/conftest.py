@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from recloom.data_shards.splits import Interactions
 from recloom.data_shards.tables import Tables
+from recloom.trainer.collaborative.base import BackboneSettings
 from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.features import encode_features
 from recloom.trainer.collaborative.fields import FieldBackbone
 from recloom.trainer.collaborative.registry import backbone_class, backbone_module
 
 NUM_USERS, NUM_ITEMS, NUM_GROUPS = 60, 40, 4
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+Make = Callable[..., BackboneSettings]
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +37,61 @@ def topk() -> TopKData:
         walk = 10 * (user % NUM_GROUPS) + (start + np.arange(length + 1)) % 10
         sequences.append(walk[:-1].astype(np.int32))
         valid[user] = walk[-1] if user != 7 else -1
-    return TopKData(NUM_USERS, NUM_ITEMS, sequences, valid, seen=sequences)
+    return TopKData(NUM_USERS, NUM_ITEMS, sequences, valid, seen=sequences, tables=named(sequences))
+
+
+def named(sequences: list[np.ndarray]) -> Tables:
+    """Items that are called by their group and place in it, and users by their number."""
+    user_N = np.repeat(np.arange(NUM_USERS), [len(items) for items in sequences]).astype(np.int32)
+    rows = {"user": user_N, "item": np.concatenate(sequences), "timestamp": np.arange(len(user_N))}
+    words = [(NUMBERS[item // 10], NUMBERS[item % 10]) for item in range(NUM_ITEMS)]
+    items = {
+        "item": pa.array(range(NUM_ITEMS), pa.int32()),
+        "item_key": [f"item {item}" for item in range(NUM_ITEMS)],
+        "title": [f"{group} {place}" for group, place in words],
+        "group": [group for group, _ in words],
+    }
+    keys = [f"user {user}" for user in range(NUM_USERS)]
+    users = {"user": pa.array(range(NUM_USERS), pa.int32()), "user_key": keys}
+    tables = Tables("cycles", pa.table(rows), pa.table(items), pa.table(users))
+    tables.validate()
+    return tables
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one-layer BERT that knows a dozen words, as a sentence-transformers folder."""
+    folder = tmp_path_factory.mktemp("tiny_encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ":", ",", "title", "group", *NUMBERS]
+    (folder / "words.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "words.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **shape)).save_pretrained(folder)
+    parts = [
+        {"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in ("Transformer", "Pooling")
+    ]
+    parts[1]["path"] = "pooling"
+    (folder / "modules.json").write_text(json.dumps(parts))
+    (folder / "pooling").mkdir()
+    (folder / "pooling/config.json").write_text('{"pooling_mode": "mean"}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings_of(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Settings of a backbone by name, with what it must be given: a sentence encoder, files of vectors."""
+    file = tmp_path_factory.mktemp("vectors") / "items.parquet"
+    vectors_ID = np.random.default_rng(0).normal(size=(NUM_ITEMS, 8))
+    keys = [f"item {item}" for item in range(NUM_ITEMS)]
+    pq.write_table(pa.table({"key": keys, "vector": vectors_ID.tolist()}), file)
+    needed = {"morec": {"encoder": str(tiny_encoder)}, "vectors": {"items": str(file)}}
+
+    def make(name: str, **fields: object) -> BackboneSettings:
+        settings: BackboneSettings = backbone_module(name).Settings(**needed.get(name, {}), **fields)
+        return settings
+
+    return make
 
 
 @pytest.fixture(scope="session")

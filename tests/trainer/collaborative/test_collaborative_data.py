@@ -39,7 +39,10 @@ def test_topk_data_holds_training_items_only(tables: Tables) -> None:
     data = TopKData.from_split(split, tables.num_users, tables.num_items)
     assert [items.tolist() for items in data.sequences] == [[3, 1, 0], [2, 4], [1]]
     assert data.valid_items.tolist() == [2, -1, 0]
-    assert data.seen is data.sequences
+    assert data.seen is data.sequences and data.tables is None
+    assert TopKData.from_split(split, 3, 6, tables).known_tables("any") is tables
+    with pytest.raises(UserError, match="model = 'any': it reads titles or keys"):
+        data.known_tables("any")
 
 
 def test_queries_show_all_that_came_before(tables: Tables) -> None:

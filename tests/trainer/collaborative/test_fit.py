@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.collaborative import fit as fit_module
+from recloom.trainer.collaborative.base import BackboneSettings
 from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.fit import fit, validation_value
 from recloom.trainer.collaborative.registry import backbone_module
 
+Make = Callable[..., BackboneSettings]
+
 SMALL = {"embedding": 16, "batch_size": 64, "max_epochs": 40, "patience": 10}
-SLOW = ("bert4rec", "ncf", "nextitnet", "gru4rec")
+SLOW = ("bert4rec", "ncf", "nextitnet", "gru4rec", "morec")
 LONG = {name: {"max_epochs": 150, "patience": 40} for name in SLOW}
 
 
@@ -28,16 +32,18 @@ def data_of(name: str, topk: TopKData, rating: RatingData) -> TopKData | RatingD
     [
         *(("mf", 0.55), ("lightgcn", 0.55), ("mixgcf", 0.55), ("sgl", 0.55)),
         *(("sasrec", 0.85), ("bert4rec", 0.55), ("cl4srec", 0.75), ("deepfm", 0.4)),
-        *(("ncf", 0.55), ("nextitnet", 0.85), ("gru4rec", 0.85)),
+        *(("ncf", 0.55), ("nextitnet", 0.85), ("gru4rec", 0.85), ("morec", 0.85)),
     ],
 )
-def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: RatingData) -> None:
+def test_learns_the_structure(
+    name: str, bound: float, topk: TopKData, rating: RatingData, settings_of: Make
+) -> None:
     """A random order of 40 items has N@10 about 0.12; only order tells which item comes next in a cycle.
 
     The ratings have a standard deviation of 1.3.
     """
     module, data = backbone_module(name), data_of(name, topk, rating)
-    settings = module.Settings(**{**SMALL, **LONG.get(name, {})})
+    settings = settings_of(name, **{**SMALL, **LONG.get(name, {})})
     backbone, result = fit(module, data, settings, seed=0, progress=False)
     assert result.best_value < bound if name == "deepfm" else result.best_value > bound
     assert result.metric == ("RMSE" if name == "deepfm" else "N@10")
@@ -52,12 +58,14 @@ def test_learns_the_structure(name: str, bound: float, topk: TopKData, rating: R
     "name",
     [
         *("mf", "lightgcn", "mixgcf", "sgl", "ncf"),
-        *("sasrec", "bert4rec", "cl4srec", "nextitnet", "gru4rec", "deepfm"),
+        *("sasrec", "bert4rec", "cl4srec", "nextitnet", "gru4rec", "morec", "deepfm"),
     ],
 )
-def test_two_fits_are_equal_bit_for_bit(name: str, topk: TopKData, rating: RatingData) -> None:
+def test_two_fits_are_equal_bit_for_bit(
+    name: str, topk: TopKData, rating: RatingData, settings_of: Make
+) -> None:
     module, data = backbone_module(name), data_of(name, topk, rating)
-    settings = module.Settings(**{**SMALL, "max_epochs": 3})
+    settings = settings_of(name, **{**SMALL, "max_epochs": 3})
     first, result = fit(module, data, settings, seed=4, progress=False)
     torch.rand(3)
     second, again = fit(module, data, settings, seed=4, progress=False)
@@ -91,6 +99,15 @@ def test_stops_after_patience_and_restores_the_best(topk: TopKData, monkeypatch:
     script = iter([0.0, 1.0])
     second, _ = fit(module, topk, module.Settings(**{**SMALL, "max_epochs": 2}), 0, False)
     assert torch.equal(stopped.state_dict()["users.weight"], second.state_dict()["users.weight"])
+
+
+def test_nothing_to_train_is_validated_once(topk: TopKData, settings_of: Make) -> None:
+    settings, calls = settings_of("vectors"), []
+    backbone, result = fit(backbone_module("vectors"), topk, settings, 0, lambda *call: calls.append(call))
+    value = validation_value(backbone, topk)
+    assert (result.metric, result.best_epoch, result.best_value) == ("N@10", 0, value)
+    assert result.curve == [(0, 0.0, value)] and 0 < value < 1
+    assert calls == [(0, 200, value)] and not backbone.training
 
 
 def test_evaluates_every_few_epochs_and_at_the_end(topk: TopKData) -> None:

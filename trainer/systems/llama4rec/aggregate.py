@@ -44,6 +44,7 @@ from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.questions import CandidateLists, asked_rating_rows, candidate_lists
 from recloom.trainer.systems.llama4rec.rating_tokens import rating_scale
 from recloom.trainer.systems.llama4rec.results import Results
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 from recloom.trainer.systems.llama4rec.tune import tuned_models
 
 BACKBONES: tuple[tuple[str, Kind], ...] = (("Base", "base"), ("Base+DA", "augmented"))
@@ -54,7 +55,7 @@ PARTS: tuple[Part, ...] = ("valid", "test")
 class Work:
     """What the tasks share."""
 
-    run: Run
+    run: Run[Llama4RecConfig]
     tables: Tables
     splits: Splits
     answers: list[Answer]
@@ -72,7 +73,7 @@ class Work:
         return list(itertools.product(evaluate.alpha_1, seconds))
 
 
-def run_aggregate(run: Run) -> None:
+def run_aggregate(run: Run[Llama4RecConfig]) -> None:
     tables, splits = load_data(run)
     answers = [a for name in tuned_models(run.config) for a in read_answers(run.path(f"bulk/rank_{name}"))]
     work = Work(run, tables, splits, answers, Results(tables, run.config))

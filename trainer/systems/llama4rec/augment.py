@@ -31,12 +31,13 @@ from recloom.trainer.systems.llama4rec.backbones import open_backbone
 from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
 from recloom.trainer.systems.llama4rec.questions import known_disliked, listwise_request
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 from recloom.trainer.systems.llama4rec.tune import model_folder
 
 TASK_NUMBER = {"direct": 21, "sequential": 22}
 
 
-def passes(run: Run) -> list[BulkPass]:
+def passes(run: Run[Llama4RecConfig]) -> list[BulkPass]:
     if run.config.augment.reuse is not None:
         return []
     tables, splits = load_data(run)
@@ -51,7 +52,9 @@ def passes(run: Run) -> list[BulkPass]:
     return [BulkPass("augment", model, requests)]
 
 
-def task_requests(run: Run, tables: Tables, splits: Splits, task: str, renderer: Renderer) -> list[Request]:
+def task_requests(
+    run: Run[Llama4RecConfig], tables: Tables, splits: Splits, task: str, renderer: Renderer
+) -> list[Request]:
     config, split = run.config, splits.topk
     backbone = open_backbone(run, "base", task)
     disliked = known_disliked(config, splits, "valid")
@@ -77,14 +80,21 @@ def task_requests(run: Run, tables: Tables, splits: Splits, task: str, renderer:
 
 
 def question(
-    run: Run, prompter: Prompter, renderer: Renderer, task: str, user: int, candidates: np.ndarray
+    run: Run[Llama4RecConfig],
+    prompter: Prompter,
+    renderer: Renderer,
+    task: str,
+    user: int,
+    candidates: np.ndarray,
 ) -> Request:
     sample = prompter.without_prediction().listwise(user, candidates.tolist(), [], None)
     titles = prompter.options.titles
     return listwise_request(run.config, renderer, sample, titles, True, task=task, user=user)
 
 
-def attribute_requests(run: Run, tables: Tables, splits: Splits, renderer: Renderer) -> Iterator[Request]:
+def attribute_requests(
+    run: Run[Llama4RecConfig], tables: Tables, splits: Splits, renderer: Renderer
+) -> Iterator[Request]:
     """One question an item, the items with the most training ratings first."""
     config, asked = run.config, run.config.augment.attributes
     assert asked is not None
@@ -102,7 +112,7 @@ def attribute_requests(run: Run, tables: Tables, splits: Splits, renderer: Rende
         )
 
 
-def run_augment(run: Run) -> None:
+def run_augment(run: Run[Llama4RecConfig]) -> None:
     """Turn the answers into audit records; an answer of no use is kept, see `usable`."""
     run.path("augment").mkdir(parents=True, exist_ok=True)  # stays empty where no task is augmented
     run.path("bulk/augment").mkdir(parents=True, exist_ok=True)
@@ -125,7 +135,7 @@ def run_augment(run: Run) -> None:
         print(f"augment {task}: {len(records)} answers, {used} of use", flush=True)
 
 
-def reuse_records(run: Run, other: Path) -> None:
+def reuse_records(run: Run[Llama4RecConfig], other: Path) -> None:
     """Take the records of a finished run; they name users and items by number, so the data must be equal."""
     for name in ("data/tables/manifest.json", *(f"augment/{t}.jsonl" for t in augmented_tasks(run.config))):
         if not (other / name).is_file():
@@ -143,7 +153,7 @@ def usable(row: dict[str, Any]) -> bool:
     return row.get("chosen") is not None or bool(row.get("attributes"))
 
 
-def record(run: Run, answer: Answer, prompt: str, titles: list[str]) -> dict[str, Any]:
+def record(run: Run[Llama4RecConfig], answer: Answer, prompt: str, titles: list[str]) -> dict[str, Any]:
     """What was asked, answered and understood: `chosen` or `attributes`, null where nothing was."""
     kept = {
         "answer": answer.text,

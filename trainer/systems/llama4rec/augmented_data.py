@@ -11,24 +11,24 @@ import pyarrow as pa
 
 from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.data import TopKData
-from recloom.trainer.config import RunConfig
 from recloom.trainer.stages import Run
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 
-def augmented_tasks(config: RunConfig) -> list[str]:
+def augmented_tasks(config: Llama4RecConfig) -> list[str]:
     """The tasks that the LLM makes data for; rating only where attributes are named."""
     return [
         task for task in config.backbones.tasks if task != "rating" or config.augment.attributes is not None
     ]
 
 
-def read_records(run: Run, task: str) -> list[dict[str, Any]]:
+def read_records(run: Run[Llama4RecConfig], task: str) -> list[dict[str, Any]]:
     """The audit records of one task; an answer without use has `chosen` or `attributes` null."""
     path = run.path(f"augment/{task}.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def augmented_topk(run: Run, task: str, plain: TopKData) -> TopKData:
+def augmented_topk(run: Run[Llama4RecConfig], task: str, plain: TopKData) -> TopKData:
     """Training data with the LLM's records: pairs for BPR (eq. 3) or items inserted into sequences.
 
     Histories and masks of the evaluation stay those of the real interactions.
@@ -52,7 +52,7 @@ def augmented_topk(run: Run, task: str, plain: TopKData) -> TopKData:
     return replace(plain, sequences=sequences, histories=plain.sequences)
 
 
-def augmented_tables(run: Run, tables: Tables) -> Tables:
+def augmented_tables(run: Run[Llama4RecConfig], tables: Tables) -> Tables:
     """The tables with the LLM's item attributes as further columns, empty where it named none."""
     asked = run.config.augment.attributes
     assert asked is not None

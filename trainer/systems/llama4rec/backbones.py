@@ -27,6 +27,7 @@ from recloom.trainer.systems.llama4rec.augmented_data import (
     augmented_topk,
 )
 from recloom.trainer.systems.llama4rec.prepare import load_data
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 Kind = Literal["base", "inner", "augmented"]
 
@@ -55,7 +56,7 @@ def make_data(tables: Tables, split: Split, task: str) -> TopKData | RatingData:
     return TopKData.from_split(split, tables.num_users, tables.num_items)
 
 
-def fit_one(run: Run, kind: Kind, task: str, data: TopKData | RatingData) -> None:
+def fit_one(run: Run[Llama4RecConfig], kind: Kind, task: str, data: TopKData | RatingData) -> None:
     """Fit and save one backbone; one saved by an interrupted start is kept."""
     folder = run.path(f"backbones/{kind}/{task}")
     try:
@@ -83,7 +84,7 @@ def fit_one(run: Run, kind: Kind, task: str, data: TopKData | RatingData) -> Non
     )
 
 
-def run_backbones(run: Run) -> None:
+def run_backbones(run: Run[Llama4RecConfig]) -> None:
     tables, splits = load_data(run)
     for task in run.config.backbones.tasks:
         split = task_split(splits, task)
@@ -92,7 +93,7 @@ def run_backbones(run: Run) -> None:
         fit_one(run, "inner", task, make_data(tables, inner, task))
 
 
-def run_backbones_again(run: Run) -> None:
+def run_backbones_again(run: Run[Llama4RecConfig]) -> None:
     """The backbones with what the LLM made: pairs, inserted items, item attributes."""
     tables, splits = load_data(run)
     run.path("backbones/augmented").mkdir(parents=True, exist_ok=True)
@@ -105,11 +106,11 @@ def run_backbones_again(run: Run) -> None:
         fit_one(run, "augmented", task, data)
 
 
-def has_backbone(run: Run, kind: Kind, task: str) -> bool:
+def has_backbone(run: Run[Llama4RecConfig], kind: Kind, task: str) -> bool:
     return run.path(f"backbones/{kind}/{task}").is_dir()
 
 
-def open_backbone(run: Run, kind: Kind, task: str) -> Backbone:
+def open_backbone(run: Run[Llama4RecConfig], kind: Kind, task: str) -> Backbone:
     """A fitted backbone; where a task has no augmentation the base one serves."""
     known = kind if kind != "augmented" or has_backbone(run, kind, task) else "base"
     return load_backbone(run.path(f"backbones/{known}/{task}"))

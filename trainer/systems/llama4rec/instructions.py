@@ -22,13 +22,13 @@ from recloom.data_shards.splits import Interactions, Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.evaluate import masked_scores, predict_ratings, rank_topk
-from recloom.trainer.config import InstructionsBlock, RunConfig
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.backbones import held_back_mask, open_backbone, task_split
 from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
 from recloom.trainer.systems.llama4rec.rating_tokens import label_tree, rating_labels
+from recloom.trainer.systems.llama4rec.settings import InstructionsBlock, Llama4RecConfig
 
 Marked = tuple[Sample, bool]  # a sample, and whether it is kept for validation
 TASK_NUMBER = {"direct": 1, "sequential": 2, "rating": 3}
@@ -46,7 +46,7 @@ class Pool:
     end_U: np.ndarray
 
 
-def run_instructions(run: Run) -> None:
+def run_instructions(run: Run[Llama4RecConfig]) -> None:
     """Write the corpora: one of augmented prompts, one of plain ones, or both mixed when shared."""
     tables, splits = load_data(run)
     corpora = build_corpora(run, tables, splits)
@@ -70,7 +70,9 @@ def run_instructions(run: Run) -> None:
             print(f"instructions {name}/{part}: {len(samples)} prompts, {tokens:.0f} tokens each", flush=True)
 
 
-def build_corpora(run: Run, tables: Tables, splits: Splits) -> dict[str, tuple[list[Sample], list[Sample]]]:
+def build_corpora(
+    run: Run[Llama4RecConfig], tables: Tables, splits: Splits
+) -> dict[str, tuple[list[Sample], list[Sample]]]:
     """Training and validation samples by corpus name, each in a seeded random order."""
     config = run.config
     augmented: list[Marked] = []
@@ -87,7 +89,7 @@ def build_corpora(run: Run, tables: Tables, splits: Splits) -> dict[str, tuple[l
     return {"llama4rec": corpus(run, "llama4rec", mixed)}
 
 
-def corpus(run: Run, name: str, own: list[Marked]) -> tuple[list[Sample], list[Sample]]:
+def corpus(run: Run[Llama4RecConfig], name: str, own: list[Marked]) -> tuple[list[Sample], list[Sample]]:
     """This run's prompts and those of `instructions.also`, mixed, cut to `instructions.limit`."""
     samples = [*own, *(pair for other in run.config.instructions.also for pair in prompts_of(other, name))]
     train, valid = parted(without_repeats(samples), run.config.seed)
@@ -118,7 +120,9 @@ def parted(samples: list[Marked], seed: int) -> tuple[list[Sample], list[Sample]
     return train, [samples[index][0] for index in order if samples[index][1]]
 
 
-def task_samples(run: Run, tables: Tables, splits: Splits, task: str) -> tuple[list[Marked], list[Marked]]:
+def task_samples(
+    run: Run[Llama4RecConfig], tables: Tables, splits: Splits, task: str
+) -> tuple[list[Marked], list[Marked]]:
     """One task's samples with both prompt augmentations, and the same users and targets without."""
     config, num_users = run.config, tables.num_users
     train = task_split(splits, task).train
@@ -141,7 +145,7 @@ def task_samples(run: Run, tables: Tables, splits: Splits, task: str) -> tuple[l
 
 
 def drafter(
-    run: Run,
+    run: Run[Llama4RecConfig],
     backbone: Backbone,
     task: str,
     train: Interactions,
@@ -157,7 +161,7 @@ def drafter(
     return lambda prompter: listwise_drafts(run, prompter, targets, users, pool, TASK_NUMBER[task])
 
 
-def num_wanted(config: RunConfig, task: str) -> int:
+def num_wanted(config: Llama4RecConfig, task: str) -> int:
     """Training prompts of one backbone: the top-k backbones share those of listwise ranking evenly."""
     topk = [name for name in config.backbones.tasks if name != "rating"]
     if task == "rating":
@@ -178,7 +182,7 @@ def marked(settings: InstructionsBlock, task: str, drafts: Iterator[Sample], wan
     return [(sample, position < num_valid) for position, sample in enumerate(found)]
 
 
-def disliked_rows(run: Run, splits: Splits, task: str) -> Interactions | None:
+def disliked_rows(run: Run[Llama4RecConfig], splits: Splits, task: str) -> Interactions | None:
     """Rated rows below `disliked_below` of the cross-fitted training part, when prompts show them."""
     config = run.config
     if task == "rating" or config.disliked_below is None or config.prompts.disliked_items == 0:
@@ -216,7 +220,7 @@ def rating_drafts(
 
 
 def pool_of(
-    run: Run,
+    run: Run[Llama4RecConfig],
     backbone: Backbone,
     train: Interactions,
     known: Interactions,
@@ -238,7 +242,7 @@ def pool_of(
 
 
 def listwise_drafts(
-    run: Run,
+    run: Run[Llama4RecConfig],
     prompter: Prompter,
     targets: Interactions,
     users: np.ndarray,
@@ -262,7 +266,12 @@ def listwise_drafts(
 
 
 def draw_candidates(
-    run: Run, targets: Interactions, pool: Pool, user: int, position: int, rng: np.random.Generator
+    run: Run[Llama4RecConfig],
+    targets: Interactions,
+    pool: Pool,
+    user: int,
+    position: int,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates in the order of the answer, and the backbone's scores of them."""
     count = run.config.prompts.candidates

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from recloom.trainer.config import RunConfig
 from recloom.trainer.systems.llama4rec.backbones import Kind
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 Part = Literal["valid", "test"]
 Prompts = Literal["plain", "augmented"]
@@ -51,12 +51,12 @@ ABLATION = (
 )
 
 
-def methods(config: RunConfig) -> tuple[Method, ...]:
+def methods(config: Llama4RecConfig) -> tuple[Method, ...]:
     """The compared methods in the order of the paper's Table 5, Llama4Rec last."""
     return (IFT, *(ABLATION if config.evaluate.ablation else ()), LLAMA4REC)
 
 
-def askings(config: RunConfig) -> dict[Asking, tuple[Part, ...]]:
+def askings(config: Llama4RecConfig) -> dict[Asking, tuple[Part, ...]]:
     """What is asked at which parts: validation only where something is chosen there."""
     found: dict[Asking, tuple[Part, ...]] = {}
     for method in methods(config):

@@ -21,7 +21,7 @@ from recloom.data_shards.textualize import listwise, rating
 from recloom.data_shards.textualize.template import Template, TextOptions, load_template, one_line_titles
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import pad_histories
-from recloom.trainer.config import RunConfig
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 CHUNK = 4096
 
@@ -63,7 +63,7 @@ class Prompter:
         predict: whether the backbone's prediction is written.
     """
 
-    config: RunConfig
+    config: Llama4RecConfig
     template: Template
     options: TextOptions
     known: Histories
@@ -133,7 +133,7 @@ def last(items: np.ndarray, count: int) -> list[int]:
 
 
 def make_prompter(
-    config: RunConfig,
+    config: Llama4RecConfig,
     titles: list[str],
     num_users: int,
     task: str,

@@ -13,9 +13,9 @@ from recloom.data_shards.splits import Interactions, Split, Splits, merged
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import leave_one_out_queries
 from recloom.trainer.collaborative.evaluate import rank_topk, target_ranks
-from recloom.trainer.config import RunConfig
 from recloom.trainer.requests import Choices, Request
 from recloom.trainer.systems.llama4rec.methods import Part
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def known_rows(split: Split, part: Part) -> Interactions:
     return merged(split.train, split.valid)
 
 
-def known_disliked(config: RunConfig, splits: Splits, part: Part) -> Interactions | None:
+def known_disliked(config: Llama4RecConfig, splits: Splits, part: Part) -> Interactions | None:
     """The disliked rows for listwise prompts at evaluation: rated training rows below the threshold."""
     if config.disliked_below is None or config.prompts.disliked_items == 0:
         return None
@@ -69,7 +69,7 @@ def known_disliked(config: RunConfig, splits: Splits, part: Part) -> Interaction
     return rows.select(rows.rating_N < config.disliked_below)
 
 
-def asked_rating_rows(config: RunConfig, rows: Interactions) -> Interactions:
+def asked_rating_rows(config: Llama4RecConfig, rows: Interactions) -> Interactions:
     """The rating task's rows that the LLM is asked: of all users or of a seeded sample of users."""
     if config.rank.rating_users is None:
         return rows
@@ -78,7 +78,7 @@ def asked_rating_rows(config: RunConfig, rows: Interactions) -> Interactions:
 
 
 def listwise_request(
-    config: RunConfig,
+    config: Llama4RecConfig,
     renderer: Renderer,
     sample: Sample,
     titles: Sequence[str],

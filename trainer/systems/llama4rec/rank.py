@@ -37,6 +37,7 @@ from recloom.trainer.systems.llama4rec.rating_tokens import (
     rating_labels,
     rating_requests,
 )
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 from recloom.trainer.systems.llama4rec.tune import model_folder, model_of, tuned_models
 
 
@@ -44,7 +45,7 @@ from recloom.trainer.systems.llama4rec.tune import model_folder, model_of, tuned
 class Asker:
     """What all questions of one model share; tree: None when ratings are read as text."""
 
-    run: Run
+    run: Run[Llama4RecConfig]
     tables: Tables
     splits: Splits
     renderer: Renderer
@@ -61,7 +62,7 @@ class Asker:
         )
 
 
-def passes(run: Run) -> list[BulkPass]:
+def passes(run: Run[Llama4RecConfig]) -> list[BulkPass]:
     """One pass a tuned model."""
     tables, splits = load_data(run)
     made = []
@@ -75,7 +76,7 @@ def passes(run: Run) -> list[BulkPass]:
     return made
 
 
-def tree_of(run: Run, tables: Tables, renderer: Renderer) -> LabelTree | None:
+def tree_of(run: Run[Llama4RecConfig], tables: Tables, renderer: Renderer) -> LabelTree | None:
     """The labels to ask for, None where no rating is asked or ratings are read as text."""
     if run.config.backbones.rating is None or run.config.rank.rating_rule == "integer":
         return None
@@ -148,7 +149,7 @@ def held_out_ratings(asker: Asker, asking: Asking, part: Part, meta: dict[str, s
         yield from rating_requests(asker.renderer, sample, asker.tree, user=user, **meta)
 
 
-def run_rank(run: Run) -> None:
+def run_rank(run: Run[Llama4RecConfig]) -> None:
     """The answers stay in bulk/rank_*; says how many there are."""
     for name in tuned_models(run.config):
         answers = read_answers(run.path(f"bulk/rank_{name}"))

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from recloom.data_shards.textualize.template import template_path
-from recloom.trainer.config import RunConfig, TrainingBlock
 from recloom.trainer.config_rules import named_paths
 from recloom.trainer.report.html import write_report
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, prepare, rank, tune
+from recloom.trainer.systems.llama4rec.settings import InstructionTraining, Llama4RecConfig
 
 ASKING = ("bulk.dtype", "bulk.max_model_len", "prompts", "seed")
 # What only changes what is shown or kept must not make a finished tuning run again.
 NO_INFLUENCE = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
 MODEL = ("model.path", "model.dtype", "model.attention")
-TRAINING = tuple(f"training.{name}" for name in TrainingBlock.model_fields if name not in NO_INFLUENCE)
+TRAINING = tuple(f"training.{name}" for name in InstructionTraining.model_fields if name not in NO_INFLUENCE)
 
 
-def stages(config: RunConfig) -> list[Stage]:
+def stages(config: Llama4RecConfig) -> list[Stage]:
     """The recipe for a config; with `model.tuned` nothing is tuned."""
     tuning = [] if config.model.tuned else tuning_stages(config)
     tuned = tuple(stage.name for stage in tuning if stage.where == "ranks")
@@ -50,7 +50,7 @@ def data_stages() -> list[Stage]:
     ]
 
 
-def tuning_stages(config: RunConfig) -> list[Stage]:
+def tuning_stages(config: Llama4RecConfig) -> list[Stage]:
     """The corpus, then one stage a tuned model: the IFT baseline has its own unless it is shared."""
     corpus = Stage(
         "instructions",
@@ -65,7 +65,7 @@ def tuning_stages(config: RunConfig) -> list[Stage]:
     return [corpus, *(tune_stage(name) for name in tune.tuned_models(config))]
 
 
-def using_stages(config: RunConfig, tuned: tuple[str, ...]) -> list[Stage]:
+def using_stages(config: Llama4RecConfig, tuned: tuple[str, ...]) -> list[Stage]:
     """Everything behind the tuned model; tuned: the stages that made it, none with `model.tuned`."""
     return [
         Stage(
@@ -134,34 +134,34 @@ def tune_stage(name: str) -> Stage:
     )
 
 
-def report(run: Run) -> None:
+def report(run: Run[Llama4RecConfig]) -> None:
     write_report(run.folder)
 
 
-def user_files(run: Run) -> Any:
+def user_files(run: Run[Llama4RecConfig]) -> Any:
     """Checksums of the files that the data block names."""
     return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
 
 
-def model_files(run: Run) -> Any:
+def model_files(run: Run[Llama4RecConfig]) -> Any:
     """What a local model folder holds now; nothing for a name or a hub id."""
     return folder_state(Path(run.config.model.path).expanduser())
 
 
-def tuned_files(run: Run) -> Any:
+def tuned_files(run: Run[Llama4RecConfig]) -> Any:
     """The models of the run that `model.tuned` names; nothing for models tuned here."""
     if run.config.model.tuned is None:
         return None
     return [folder_state(tune.model_folder(run, name)) for name in tune.tuned_models(run.config)]
 
 
-def reused_files(run: Run) -> Any:
+def reused_files(run: Run[Llama4RecConfig]) -> Any:
     """The records of the run that `augment.reuse` names."""
     reused = run.config.augment.reuse
     return reused and content_of([Path(reused).expanduser() / "augment"])
 
 
-def mixed_corpora(run: Run) -> Any:
+def mixed_corpora(run: Run[Llama4RecConfig]) -> Any:
     """The manifests of the corpora that are mixed in."""
     return content_of(
         path
@@ -170,7 +170,7 @@ def mixed_corpora(run: Run) -> Any:
     )
 
 
-def template_files(run: Run) -> Any:
+def template_files(run: Run[Llama4RecConfig]) -> Any:
     """The prompt templates' texts: an edited template makes new instructions."""
     prompts = run.config.prompts
     paths = [template_path(name) for name in (prompts.listwise_template, prompts.rating_template)]

@@ -9,13 +9,13 @@ import numpy as np
 from recloom.data_shards.splits import Interactions
 from recloom.data_shards.tables import Tables
 from recloom.trainer import metrics
-from recloom.trainer.config import RunConfig
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 
 class Results:
     """Collects measurements; one row a metric, and one row a user for the long-tail plot."""
 
-    def __init__(self, tables: Tables, config: RunConfig) -> None:
+    def __init__(self, tables: Tables, config: Llama4RecConfig) -> None:
         self.tables = tables
         self.config = config
         self.rows: list[dict[str, Any]] = []

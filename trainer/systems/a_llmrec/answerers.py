@@ -1,0 +1,75 @@
+"""The language model of each method, ready to score candidates in this process.
+
+Shapes: N users asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recloom.data_shards.errors import UserError
+from recloom.trainer.models import quiet_transformers, resolve_model
+from recloom.trainer.stages import Run
+from recloom.trainer.systems.a_llmrec.methods import Method
+from recloom.trainer.systems.a_llmrec.prepare import Task, models_run
+from recloom.trainer.systems.a_llmrec.project import out_folder
+from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, load_projection
+from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
+from recloom.trainer.systems.a_llmrec.vectors import soft_tables
+
+
+def load_llm(run: Run[ALLMRecConfig]) -> Any:
+    """The LLM as it is, in the training's number format, for evaluation, on the GPU where there is one."""
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(run.config.model.path, run.cache)
+    with quiet_transformers():
+        llm = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, run.config.model.dtype), attn_implementation="sdpa"
+        )
+    return llm.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_answerer(
+    run: Run[ALLMRecConfig],
+    task: Task,
+    method: Method,
+    users_N: np.ndarray,
+    histories: Sequence[np.ndarray],
+) -> Any:
+    """A method's model. Row n of its user vectors is the state behind histories[n] of users_N[n]."""
+    llm = load_llm(run)
+    if method.trained is None:
+        return llm
+    if method.vectors is not None:
+        tables = soft_tables(run, task, method.vectors, users_N, histories)
+        projection = trained_projection(run, method, llm.config.hidden_size).to(llm.device, llm.dtype)
+        return ProjectedLM(llm, projection, tables.users_ND, tables.items_IE).eval()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(llm, model_folder(run, method)).eval()
+
+
+def model_folder(run: Run[ALLMRecConfig], method: Method) -> Path:
+    assert method.trained is not None
+    return out_folder(models_run(run), method.trained) / "model"
+
+
+def trained_projection(run: Run[ALLMRecConfig], method: Method, width: int) -> Projection:
+    """F_U and F_I of a method. Raises UserError when they project to another width than the LLM's."""
+    folder = model_folder(run, method)
+    projection = load_projection(folder)
+    check_widths(projection.widths.tokens, width, str(folder))
+    return projection
+
+
+def check_widths(found: int, wanted: int, folder: str) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{folder}: it projects to width {found}, the LLM has {wanted}: name the LLM it was trained with."
+        )

@@ -1,0 +1,241 @@
+"""The stages of A-LLMRec, in order (Figure 2 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recloom.data_shards.textualize.template import template_path
+from recloom.trainer.config import TrainingBlock
+from recloom.trainer.config_rules import named_paths
+from recloom.trainer.report.html import write_report
+from recloom.trainer.stages import Run, Stage, content_of, folder_state
+from recloom.trainer.systems.a_llmrec import (
+    align_stage,
+    backbones,
+    evaluate,
+    genres,
+    prepare,
+    project,
+    prompts,
+    rank,
+    vllm_rank,
+)
+from recloom.trainer.systems.a_llmrec.methods import asked_methods, projected
+from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock, MethodName, ProjectBlock
+
+# What only changes what is shown or kept must not make a finished training run again.
+NO_INFLUENCE = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
+MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", "seed")
+QUESTIONS = (
+    "prompts.template",
+    "prompts.item_noun",
+    "prompts.verb",
+    "prompts.history_items",
+    "prompts.title_words",
+    "project.user_vector",
+    "project.item_vectors",
+)
+PROMPTS = ("project.targets", "project.draws", "project.users", "project.validation")
+
+
+def stages(config: ALLMRecConfig) -> list[Stage]:
+    """The recipe for a config; where another run's models answer, nothing is learned here."""
+    prepared = prepare_stage()
+    if config.scenario.trained is not None:
+        return [prepared, *asking_stages(config, ("prepare",))]
+    trained = training_stages(config)
+    made = ("backbone", *(stage.name for stage in trained))
+    return [prepared, *data_stages(config), *trained, *asking_stages(config, made)]
+
+
+def prepare_stage() -> Stage:
+    return Stage(
+        "prepare",
+        "read the data set, draw the candidates",
+        "process",
+        needs=(),
+        settings=("data", "positive_rating", "scenario.negatives", "scenario.seed"),
+        outputs=("data",),
+        run=prepare.run_prepare,
+        inputs=user_files,
+    )
+
+
+def data_stages(config: ALLMRecConfig) -> list[Stage]:
+    found = [
+        Stage(
+            "backbone",
+            "fit the conventional recommender",
+            "process",
+            needs=("prepare",),
+            settings=("backbones", "scenario.name", "scenario.truncated_cold_users", "seed"),
+            outputs=("backbone",),
+            run=backbones.run_backbone,
+            inputs=vector_files,
+        ),
+    ]
+    if "a_llmrec" in config.methods:
+        found.append(
+            Stage(
+                "align",
+                "stage 1: joint embeddings of collaborative and textual knowledge",
+                "process",
+                needs=("backbone",),
+                settings=("align", "item_text", "seed"),
+                outputs=("align",),
+                run=align_stage.run_align,
+                inputs=encoder_files,
+            )
+        )
+    if prompts.corpora(config):
+        found.append(
+            Stage(
+                "prompts",
+                "write the questions of stage 2",
+                "process",
+                needs=("backbone",),
+                settings=(*QUESTIONS, *PROMPTS, "methods", "model.path", "seed"),
+                outputs=("prompts",),
+                run=prompts.run_prompts,
+                inputs=lambda run: [template_files(run), model_files(run)],
+            )
+        )
+    return found
+
+
+def training_stages(config: ALLMRecConfig) -> list[Stage]:
+    """One stage a trained method; each runs on all ranks."""
+    found = [project_stage(name) for name in projected(config)]
+    if "tallrec" in config.methods:
+        settings = (*MODEL, *training_settings("lora", LoraBlock))
+        found.append(
+            Stage(
+                "lora",
+                "TALLRec: low-rank adaptation of the LLM on text",
+                "ranks",
+                needs=("prompts",),
+                settings=settings,
+                outputs=("tune/tallrec",),
+                run=project.run_lora,
+                inputs=model_files,
+            )
+        )
+    return found
+
+
+def project_stage(name: MethodName) -> Stage:
+    aligned = ("align",) if name == "a_llmrec" else ()
+    return Stage(
+        f"project_{name}",
+        f"stage 2: project vectors into the LLM's token space ({name})",
+        "ranks",
+        needs=("prompts", *aligned),
+        settings=(*MODEL, *training_settings("project", ProjectBlock)),
+        outputs=(f"tune/{name}",),
+        run=lambda run: project.run_project(run, name),
+        inputs=model_files,
+    )
+
+
+def asking_stages(config: ALLMRecConfig, needs: tuple[str, ...]) -> list[Stage]:
+    free_text = [genres_stage(needs)] if config.genres else []
+    return [
+        rank_stage(config, needs),
+        *free_text,
+        Stage(
+            "evaluate",
+            "compare with the backbone on the same candidates",
+            "process",
+            needs=("rank",),
+            settings=("evaluate", "seed"),
+            outputs=("results.jsonl", "per_user.parquet", "times.json"),
+            run=evaluate.run_evaluate,
+        ),
+        Stage(
+            "report",
+            "write the report",
+            "process",
+            needs=("evaluate", *(stage.name for stage in free_text)),
+            settings=(),
+            outputs=("report",),
+            run=report,
+        ),
+    ]
+
+
+def rank_stage(config: ALLMRecConfig, needs: tuple[str, ...]) -> Stage:
+    """In this process, or by bulk passes."""
+    settings: tuple[str, ...] = (*QUESTIONS, "scenario", "methods", "model.path")
+    inputs: Callable[[Run], Any] = lambda run: [template_files(run), model_files(run), trained_files(run)]  # noqa: E731
+    title = "let the LLM rank the candidates"
+    if config.rank.engine == "hf":
+        settings = (*settings, "model.dtype", "rank")
+        return Stage("rank", title, "process", needs, settings, ("rank",), rank.run_rank, inputs=inputs)
+    outputs = ("rank", *(f"bulk/rank_{method.key}" for method in asked_methods(config)))
+    return Stage(
+        "rank",
+        title,
+        "vllm",
+        needs,
+        (*settings, "bulk.dtype", "bulk.max_model_len", "rank"),
+        outputs,
+        vllm_rank.run_vllm_rank,
+        passes=vllm_rank.passes,
+        inputs=inputs,
+    )
+
+
+def genres_stage(needs: tuple[str, ...]) -> Stage:
+    return Stage(
+        "genres",
+        "ask for favourite genres in free text",
+        "process",
+        needs=needs,
+        settings=("genres", "scenario", "prompts", "model.path", "model.dtype"),
+        outputs=("genres.jsonl",),
+        run=genres.run_genres,
+        inputs=lambda run: [template_files(run), model_files(run), trained_files(run)],
+    )
+
+
+def training_settings(block: str, kind: type[TrainingBlock]) -> tuple[str, ...]:
+    return tuple(f"{block}.{name}" for name in kind.model_fields if name not in NO_INFLUENCE)
+
+
+def report(run: Run[ALLMRecConfig]) -> None:
+    write_report(run.folder)
+
+
+def user_files(run: Run[ALLMRecConfig]) -> Any:
+    """Checksums of the files that the data block names."""
+    return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
+
+
+def vector_files(run: Run[ALLMRecConfig]) -> Any:
+    """Checksums of the files that a backbone reads, where it reads any."""
+    return content_of(backbones.input_files(run.config))
+
+
+def encoder_files(run: Run[ALLMRecConfig]) -> Any:
+    """What a local sentence encoder holds now; nothing for a built-in one."""
+    return folder_state(Path(run.config.item_text.encoder).expanduser())
+
+
+def model_files(run: Run[ALLMRecConfig]) -> Any:
+    """What a local model folder holds now; nothing for a name or a hub id."""
+    return folder_state(Path(run.config.model.path).expanduser())
+
+
+def trained_files(run: Run[ALLMRecConfig]) -> Any:
+    """The models of the run that `scenario.trained` names; nothing for models trained here."""
+    trained = run.config.scenario.trained
+    return trained and [folder_state(Path(trained).expanduser() / name) for name in ("align", "tune")]
+
+
+def template_files(run: Run[ALLMRecConfig]) -> Any:
+    """The prompt templates' texts: an edited one makes new questions."""
+    prompts = run.config.prompts
+    paths = [template_path(name) for name in (prompts.template, prompts.genres_template)]
+    return [path.read_text() if path.is_file() else None for path in paths]
