@@ -141,7 +141,7 @@ def report_command(folders: list[Path], markdown: bool = False) -> int:
     records = [read_run(folder) for folder in folders]
     compared = comparison(records, markdown)
     if len(records) == 1 and not markdown:
-        print(results_table(records[0].rows))
+        print(results_table(records[0].rows, records[0].view))
     if compared:
         print(compared)
     for folder, record in zip(folders, records, strict=True):

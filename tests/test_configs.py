@@ -20,22 +20,31 @@ from recloom.trainer.report.compare import PaperTable, paper_tables
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 SHIPPED = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "parts")
-PARTS = sorted((FOLDER / "llama4rec/parts").glob("*.yaml"))
+PARTS = sorted(FOLDER.glob("*/parts/*.yaml"))
 GPUS = {"llama4rec_7b": 16, "llama4rec_13b": 16, "llama4rec_70b": 32}
 GPUS |= {path.stem: 16 for path in SHIPPED if "cluster_7b" in path.read_text()}
+OPT = {path.stem for path in SHIPPED if "opt_6_7b" in path.read_text()}  # the paper's GPUs: section 5.1
+GPUS |= {stem: 4 if "movies" in stem or stem == "a_llmrec_opt_6_7b" else 1 for stem in OPT}
 DATA = {"ml100k": "ML-100K", "ml1m": "ML-1M", "bookcrossing": "BookCrossing"}
 
 
 def test_the_configs_are_there() -> None:
     names = {path.stem for path in SHIPPED}
-    assert names >= {"llama4rec_quickstart", *GPUS}
+    assert names >= {"llama4rec_quickstart", "a_llmrec_quickstart", "a_llmrec_opt_6_7b", *GPUS}
+
+
+def test_no_two_runs_share_a_folder() -> None:
+    found = [read_yaml(path) for path in SHIPPED]
+    folders = [raw.get("run_dir", raw["name"]) for raw in found]
+    assert len(set(folders)) == len(folders)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_shipped_config_is_read_planned_and_reads_back(path: Path, tmp_path: Path) -> None:
     config = read_config(path)
-    assert config.name == path.stem, "the run folder is named after the file"
-    plan = make_plan(config, GPUS.get(path.stem, 0), 80)
+    # the run folder is named after the file, and the system where two files have one name
+    assert config.name in (path.stem, f"{path.stem}_{path.parent.name}")
+    plan = make_plan(config, GPUS.get(path.stem, 0), 48 if path.stem in OPT else 80)
     assert plan.ok, format_plan(plan)
     resolved = tmp_path / "config.yaml"
     resolved.write_text(dump_config(config))
@@ -45,11 +54,16 @@ def test_a_shipped_config_is_read_planned_and_reads_back(path: Path, tmp_path: P
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_shipped_config_stands_in_the_readme(path: Path) -> None:
     readme = (path.parent / "README.md").read_text()
-    table, data, backbone = (*path.stem.split("_"), "", "")[:3]
-    pattern = path.name in readme or f"{table}_DATA_{backbone}.yaml" in readme
-    assert pattern or (
-        f"{table}_DATA_BACKBONE.yaml" in readme and f"`{backbone}`" in readme and f"`{data}`" in readme
-    )
+    assert stands_in(readme, path.stem)
+
+
+def stands_in(readme: str, stem: str) -> bool:
+    """By its name, or with DATA or SET, and BACKBONE, for words that are told apart from it."""
+    table, data, rest = (*stem.split("_", 2), "", "")[:3]
+    ends = [f"_{rest}", *(["_BACKBONE"] if f"`{rest}`" in readme else [])] if rest else [""]
+    names = [f"{table}_{word}{end}.yaml" for word in ("DATA", "SET") for end in ends]
+    by_words = f"`{data}`" in readme and any(name in readme for name in names)
+    return by_words or f"{stem}.yaml" in readme
 
 
 @pytest.mark.parametrize("table", paper_tables("llama4rec"), ids=lambda table: table.table)
@@ -65,9 +79,10 @@ def test_every_cell_of_the_papers_tables_is_a_config(table: PaperTable) -> None:
             assert named in (config.data.source, getattr(config.data, "variant", None))
 
 
-@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_every_part_is_used(path: Path) -> None:
-    assert any(f"parts/{path.name}" in config.read_text() for config in SHIPPED)
+    beside = path.parent.parent.glob("*.yaml")
+    assert any(f"parts/{path.name}" in config.read_text() for config in beside)
 
 
 def test_a_table_at_the_papers_scale() -> None:
@@ -114,3 +129,13 @@ def test_the_quickstart_is_small() -> None:
     config = read_config(FOLDER / "llama4rec_quickstart.yaml")
     assert config.model.path == "smollm2-135m-instruct" and config.training.ift == "shared"
     assert config.data.path is None and config.parallel.cpu_ranks == 2
+
+
+def test_the_quickstart_of_a_llmrec_is_small() -> None:
+    """The paper's recipe on fewer users and epochs; what is compared is compared on the same candidates."""
+    config = read_config(FOLDER / "a_llmrec_quickstart.yaml")
+    assert config.model.path == "smollm2-135m-instruct" and config.item_text.encoder == "all-minilm-l6-v2"
+    assert config.data.path is None and config.parallel.cpu_ranks == 2 and config.parallel.zero_stage == 3
+    assert (config.scenario.name, config.scenario.negatives, config.positive_rating) == ("overall", 19, None)
+    assert config.backbones.sequential.model == "sasrec" and "a_llmrec" in config.methods
+    assert config.align.epochs < 10 and config.project.epochs < 5 and config.project.users <= 1000

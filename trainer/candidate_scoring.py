@@ -59,13 +59,16 @@ def score_answers(
             "eager"); with slots a model that takes `soft_inputs` beside.
         answers: token ids, end token included where it counts. None may be empty.
     """
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device = weight.device
     fed = [list(answer[:-1]) for answer in answers]  # the last token is scored, never fed
     ids = [*prompt, *(token for answer in fed for token in answer)]
     mask_TT, positions_T, keep_Q, rows = layout(len(prompt), [len(answer) for answer in fed])
+    # "eager" adds the mask to its scores: True and False would count as 1 and 0 there.
+    bias_TT = torch.zeros(mask_TT.shape, dtype=weight.dtype).masked_fill(~mask_TT, float("-inf"))
     inputs = {
         "input_ids": torch.tensor([ids], device=device),
-        "attention_mask": mask_TT[None, None].to(device),
+        "attention_mask": bias_TT[None, None].to(device),
         "position_ids": positions_T[None].to(device),
         "logits_to_keep": keep_Q.to(device),
         "use_cache": False,

@@ -174,8 +174,11 @@ class Engine:
                 exclude_frozen_parameters=self.has_frozen
             )
             return dict(weights or {})
-        frozen = {name for name, p in self.engine.module.named_parameters() if not p.requires_grad}
-        return {name: t for name, t in self.engine.module.state_dict().items() if name not in frozen}
+        module = self.engine.module
+        # A head tied to the embeddings is one parameter with two names, and the state has both.
+        named = module.named_parameters(remove_duplicate=False)
+        frozen = {name for name, p in named if not p.requires_grad}
+        return {name: t for name, t in module.state_dict().items() if name not in frozen}
 
     def export(self, folder: Path, tokenizer: Any) -> None:
         """Write the weights as a Hugging Face safetensors folder with tokenizer (called by all ranks)."""
@@ -231,7 +234,7 @@ def load_partitioned(
 def without_dropout(settings: Any) -> None:
     """Checkpointing works in training mode only, so dropout is switched off by its rates."""
     for name in vars(settings):
-        if name.endswith(("dropout", "pdrop")):
+        if name.endswith(("dropout", "drop")):
             setattr(settings, name, 0.0)
 
 

@@ -1,15 +1,19 @@
 """The next item out of a set, after Figures 3 and 5 of A-LLMRec (Kim et al. 2024); one quoted title a line.
 
-With soft tokens the user's vector comes first and an item's vector stands behind its title.
+With soft tokens the user's vector comes first and an item's vector stands beside its title.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal as Choice
+from typing import TypeAlias
 
 from recloom.data_shards.samples import Entity, Literal, Sample, Segment, Slot, SlotKind
 from recloom.data_shards.textualize.template import Family, Template, TextOptions, join_lines, make_sample
+
+Place: TypeAlias = Choice["behind", "before"]
 
 FAMILY = Family(
     "next_item", required=frozenset({"history", "candidates"}), optional=frozenset({"user", "verb"})
@@ -22,14 +26,14 @@ class NextItemContext:
     """Item ids of one question; the history runs from oldest to newest, candidates stand as shown.
 
     user_row: the row of the user vectors that the user's soft token is made of, None for no such token.
-    soft_items: a soft token behind each title. answer: the target, None for inference.
+    soft_items: where each title's soft token stands, None for no such tokens. answer: None for inference.
     """
 
     user: int
     history: Sequence[int]
     candidates: Sequence[int] = ()
     user_row: int | None = None
-    soft_items: bool = False
+    soft_items: Place | None = None
     answer: int | None = None
 
 
@@ -82,8 +86,12 @@ def quoted_title(item: int, options: TextOptions) -> tuple[Segment, ...]:
 def titles_lines(
     items: Sequence[int], context: NextItemContext, options: TextOptions, kind: SlotKind
 ) -> tuple[Segment, ...]:
-    """One quoted title a line, with the item's soft token behind it where the context has them."""
+    """One quoted title a line, with the item's soft token beside it where the context has them."""
     return join_lines(
-        (*quoted_title(item, options), *([Slot(kind, int(item))] if context.soft_items else []))
+        (
+            *([Slot(kind, int(item))] if context.soft_items == "before" else []),
+            *quoted_title(item, options),
+            *([Slot(kind, int(item))] if context.soft_items == "behind" else []),
+        )
         for item in items
     )

@@ -10,12 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recloom.data_shards.errors import UserError
-from recloom.data_shards.samples import Entity, sample_text
-from recloom.data_shards.textualize import listwise, rating
+from recloom.data_shards.samples import Entity, Slot, sample_text
+from recloom.data_shards.textualize import listwise, next_item, rating
 from recloom.data_shards.textualize.listwise import (
     ListwiseContext,
     listwise_sample,
     parse_listwise,
+)
+from recloom.data_shards.textualize.next_item import (
+    NextItemContext,
+    cut_titles,
+    genres_sample,
+    next_item_sample,
+    quoted,
 )
 from recloom.data_shards.textualize.rating import RatingContext, rating_sample
 from recloom.data_shards.textualize.template import (
@@ -33,6 +40,10 @@ LISTWISE = ListwiseContext(
 )
 RATING = RatingContext(
     user=7, history=[(0, 4.0), (1, 2.5)], item=5, similar_history=[(2, 3.0)], prediction=3.21, answer=3.0
+)
+
+NEXT_ITEM = NextItemContext(
+    user=7, history=[0, 3], candidates=[5, 2, 4], user_row=12, soft_items="behind", answer=2
 )
 
 
@@ -103,6 +114,92 @@ def test_rating_augmentations_switch_off(rating_template: Template) -> None:
         "Predict the user's rating of the candidate book.\nRating History:\nAlien (1979): 4\n"
         "Heat (1995): 2.5\nCandidate Item: Fargo (1996)\nOutput:\n"
     )
+
+
+def next_item_text(context: NextItemContext) -> str:
+    template = load_template("next_item", next_item.FAMILY)
+    return sample_text(next_item_sample(template, context, OPTIONS, "watched").prompt)
+
+
+WORDS_ONLY = (
+    "This user has watched the following movies:\n"
+    '"Alien (1979)"\n"Birds, The (1963)"\n'
+    "Recommend one movie for this user out of the following set of movie titles:\n"
+    '"Fargo (1996)"\n"Kolya (1996)"\n"Heat (1995)"\n'
+    "The recommendation is\n"
+)
+
+
+def test_next_item_prompt() -> None:
+    sample = next_item_sample(load_template("next_item", next_item.FAMILY), NEXT_ITEM, OPTIONS, "watched")
+    assert sample_text(sample.prompt) == (
+        "<user 12> is a user representation.\n"
+        "This user has watched the following movies:\n"
+        '"Alien (1979)"<history 0>\n"Birds, The (1963)"<history 3>\n'
+        "Recommend one movie for this user out of the following set of movie titles:\n"
+        '"Fargo (1996)"<candidate 5>\n"Kolya (1996)"<candidate 2>\n"Heat (1995)"<candidate 4>\n'
+        "The recommendation is\n"
+    )
+    assert sample_text(sample.answer) == quoted(TITLES[2]) == '"Kolya (1996)"'
+    assert sample.meta == {"task": "next_item", "user": 7, "items": [5, 2, 4], "answer": 2}
+    entities = [(s.text, s.id) for s in sample.prompt + sample.answer if isinstance(s, Entity)]
+    assert entities == [(TITLES[item], item) for item in (0, 3, 5, 2, 4, 2)], "without the quotes"
+    assert sample.prompt[0] == Slot("user", 12) and not any(isinstance(s, Slot) for s in sample.answer)
+
+
+def test_next_item_with_vectors_before_the_titles() -> None:
+    assert next_item_text(replace(NEXT_ITEM, soft_items="before")) == (
+        "<user 12> is a user representation.\n"
+        "This user has watched the following movies:\n"
+        '<history 0>"Alien (1979)"\n<history 3>"Birds, The (1963)"\n'
+        "Recommend one movie for this user out of the following set of movie titles:\n"
+        '<candidate 5>"Fargo (1996)"\n<candidate 2>"Kolya (1996)"\n<candidate 4>"Heat (1995)"\n'
+        "The recommendation is\n"
+    )
+
+
+def test_next_item_without_vectors_is_words_alone() -> None:
+    plain = replace(NEXT_ITEM, user_row=None, soft_items=None)
+    assert next_item_text(plain) == WORDS_ONLY
+    assert next_item_text(replace(plain, user_row=0)) == f"<user 0> is a user representation.\n{WORDS_ONLY}"
+    assert next_item_text(replace(NEXT_ITEM, user_row=None)) == next_item_text(NEXT_ITEM).partition("\n")[2]
+
+
+def test_next_item_at_inference_is_the_prompt_of_training() -> None:
+    template = load_template("next_item", next_item.FAMILY)
+    asked, trained = (
+        next_item_sample(template, replace(NEXT_ITEM, answer=answer), OPTIONS, "watched")
+        for answer in (None, 2)
+    )
+    assert asked.prompt == trained.prompt and asked.answer == () and asked.meta["answer"] is None
+    with pytest.raises(AssertionError, match="the answer is a candidate"):
+        next_item_text(replace(NEXT_ITEM, answer=0))
+
+
+def test_genres_prompt() -> None:
+    template = load_template("genres", next_item.GENRES)
+    sample = genres_sample(template, NEXT_ITEM, OPTIONS, "watched")
+    assert sample_text(sample.prompt) == (
+        "<user 12> is a user representation.\n"
+        "This user has watched the following movies:\n"
+        '"Alien (1979)"<history 0>\n"Birds, The (1963)"<history 3>\n'
+        "What genres of movies would this user enjoy? Name the genres.\n"
+        "The user would enjoy these genres:\n"
+    )
+    assert sample.answer == () and sample.meta == {"task": "genres", "user": 7}
+    plain = genres_sample(template, replace(NEXT_ITEM, user_row=None, soft_items=None), OPTIONS, "read")
+    assert sample_text(plain.prompt).startswith(
+        'This user has read the following movies:\n"Alien (1979)"\n"Birds'
+    )
+
+
+@settings(max_examples=100, derandomize=True)
+@given(titles=st.lists(st.text()), words=st.integers(1, 4))
+def test_cut_titles(titles: list[str], words: int) -> None:
+    assert cut_titles(titles, None) == titles
+    for title, cut in zip(titles, cut_titles(titles, words), strict=True):
+        assert cut == one_line(cut) and one_line(title).startswith(cut)
+        assert len(cut.split()) == min(words, len(title.split()))
 
 
 def test_keys_name_the_content(ranking: Template) -> None:
@@ -196,5 +293,5 @@ def test_bad_templates_are_refused(tmp_path: Path, old: str, new: str, message: 
 
 
 def test_an_unknown_template_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match="listwise, rating"):
+    with pytest.raises(UserError, match="listwise, next_item, rating"):
         load_template("listwyse", listwise.FAMILY)

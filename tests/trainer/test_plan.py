@@ -9,8 +9,9 @@ import pytest
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import RunConfig
-from recloom.trainer.config_io import build_config, read_config
+from recloom.trainer.config_io import read_config
 from recloom.trainer.plan import Plan, format_plan, make_plan
+from recloom.trainer.planning import outline
 
 
 @lru_cache
@@ -50,16 +51,12 @@ def test_finished_models_need_no_memory_for_training() -> None:
     assert not {"training memory", "rows", "schedule"} & {check.name for check in plan.checks}
 
 
-def test_another_system_has_no_plan_yet() -> None:
-    raw = {
-        "name": "x",
-        "system": "a_llmrec",
-        "data": {"source": "movielens"},
-        "model": {"path": "smollm2-135m-instruct"},
-        "backbones": {"sequential": {"model": "sasrec"}},
-    }
-    with pytest.raises(UserError, match=r"^system = 'a_llmrec': no plan yet, start it with `recloom run`\.$"):
-        make_plan(build_config(raw, "test"), 16, 80)
+def test_a_system_without_numbers_has_no_plan_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outline, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"^system = 'llama4rec': no plan yet, start it with `recloom run`\.$"
+    ):
+        make_plan(shipped("7b"), 16, 80)
 
 
 def test_70b_says_what_the_bulk_pass_needs() -> None:

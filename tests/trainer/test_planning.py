@@ -34,12 +34,13 @@ from recloom.trainer.planning.memory import (
     bulk_memory,
     cached_tokens,
     host_bytes,
-    layer_activations,
     needed_tensor_parallel,
     training_memory,
 )
-from recloom.trainer.planning.model_size import KNOWN, ModelSize, find_model, read_size
-from recloom.trainer.planning.tokens import prompt_tokens, samples_per_row
+from recloom.trainer.planning.model_size import KNOWN, find_model, read_size
+from recloom.trainer.planning.shapes import ModelSize, OptSize
+from recloom.trainer.planning.tokens import samples_per_row
+from recloom.trainer.systems.llama4rec.planning import prompt_tokens
 from recloom.trainer.systems.llama4rec.settings import PromptsBlock
 
 SEVEN, THIRTEEN, SEVENTY = (KNOWN[f"meta-llama/Llama-2-{size}-hf"] for size in ("7b", "13b", "70b"))
@@ -63,7 +64,10 @@ def num_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "size"), KNOWN.items())
+LLAMA_SHAPED = [(name, size) for name, size in KNOWN.items() if not isinstance(size, OptSize)]
+
+
+@pytest.mark.parametrize(("name", "size"), LLAMA_SHAPED)
 def test_parameters_equal_the_real_models(name: str, size: ModelSize) -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(size))
@@ -100,7 +104,7 @@ def test_the_built_in_model_is_known_before_it_is_made(smollm2: Path) -> None:
 
 
 def test_a_model_of_another_shape_is_not_guessed(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "opt"}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     assert find_model(str(tmp_path))[0] is None
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not readable as JSON"):
@@ -141,7 +145,7 @@ def test_activations_equal_what_autograd_keeps(dtype: str, kv_heads: int) -> Non
     deep = replace(size, layers=6)
     kind, element = getattr(torch, dtype), {"bfloat16": 2, "float32": 4}[dtype]
     full = [saved_bytes(model, kind, row, False) for model in (size, deep)]
-    assert (full[1] - full[0]) / (2 * row) == layer_activations(size, element)
+    assert (full[1] - full[0]) / (2 * row) == size.layer_activations(element, frozen=False)
     inputs = [saved_bytes(model, kind, row, True) for model in (size, deep)]
     assert (inputs[1] - inputs[0]) / (2 * row) == element * size.hidden
     assert activation_bytes(setup_of(size, dtype=dtype, row_tokens=row)) == pytest.approx(full[0], rel=0.05)

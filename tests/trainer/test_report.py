@@ -22,6 +22,7 @@ from run_folder import read_rows, write_run_folder
 from recloom.data_shards.errors import UserError
 from recloom.trainer.report.html import write_report
 from recloom.trainer.report.results import group_results
+from recloom.trainer.report.systems.llama4rec import VIEW
 from recloom.trainer.report.tables import results_table
 from recloom.trainer.report.users import UserValues, activity_bins, compare_methods, user_values
 
@@ -86,13 +87,13 @@ rating, B
 direct, B     50        0.5000             0.2500
 rating, B     50             -                  -
 """
-    text = results_table(rows)
+    text = results_table(rows, VIEW)
     assert text.startswith(want)
     assert "Seeds: 1 (one seed: no spread can be given)." in text
 
 
 def test_table_leaves_out_what_is_missing() -> None:
-    text = results_table([row("sequential", "Base", "N@5", 0.1), row("sequential", "IFT", "H@5", 0.2)])
+    text = results_table([row("sequential", "Base", "N@5", 0.1), row("sequential", "IFT", "H@5", 0.2)], VIEW)
     assert re.search(r"Base +- +0\.1000", text) and re.search(r"IFT +0\.2000 +-", text)
     assert "0.1000*" not in text, "a value without a rival is not the best"
     assert "Llama4Rec" not in text and "RMSE" not in text and "Ceiling" not in text
@@ -100,11 +101,11 @@ def test_table_leaves_out_what_is_missing() -> None:
 
 def test_several_seeds_give_mean_and_sample_deviation() -> None:
     rows = [row("direct", "Base", "N@5", value, seed) for seed, value in enumerate((0.1, 0.2, 0.4))]
-    (group,) = group_results(rows)
+    (group,) = group_results(rows, VIEW)
     assert str(group.values["Base", "N@5"]) == "0.2333 ± 0.1528"
     assert group.seeds == (0, 1, 2)
     with pytest.raises(UserError, match="direct Base N@5 of seed 1 is there twice.*aggregate"):
-        group_results([*rows, row("direct", "Base", "N@5", 0.3, 1)])
+        group_results([*rows, row("direct", "Base", "N@5", 0.3, 1)], VIEW)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_run_without_rating_and_without_the_system(run_folder: Path, tmp_path:
 def test_pairs_are_of_the_same_user(run_folder: Path) -> None:
     table = pq.read_table(run_folder / "per_user.parquet")
     shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
-    for group in group_results(read_rows(run_folder)):
+    for group in group_results(read_rows(run_folder), VIEW):
         values = user_values(shuffled, group)
         assert values is not None
         frame = (

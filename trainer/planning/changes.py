@@ -33,11 +33,11 @@ def fitting_changes(setup: Setup, usable: float) -> list[str]:
 def changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
     """Single changes, cheapest first."""
     if not setup.checkpointing:
-        yield "training.gradient_checkpointing: true", replace(setup, checkpointing=True)
+        yield f"{setup.block}.gradient_checkpointing: true", replace(setup, checkpointing=True)
     if setup.row_tokens > setup.longest_prompt:
         answers = setup.answer_tokens * setup.longest_prompt // setup.row_tokens
         shorter = replace(setup, row_tokens=setup.longest_prompt, answer_tokens=answers)
-        yield f"training.pack_length: {setup.longest_prompt}", shorter
+        yield f"{setup.block}.pack_length: {setup.longest_prompt}", shorter
     if setup.zero_stage < 3:
         yield "parallel.zero_stage: 3", replace(setup, zero_stage=3)
     if not setup.offload and setup.zero_stage > 0:
@@ -52,6 +52,6 @@ def more_gpus(setup: Setup, usable: float) -> list[str]:
     while factor <= MAX_FACTOR:
         ranks = setup.ranks * factor
         if fits(replace(setup, ranks=ranks), usable):
-            return [f"{ranks} GPUs (training.rows_per_step: a multiple of {ranks})"]
+            return [f"{ranks} GPUs ({setup.block}.rows_per_step: a multiple of {ranks})"]
         factor *= 2
     return []

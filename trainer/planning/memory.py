@@ -1,29 +1,27 @@
-"""Memory of full-parameter training under ZeRO and of vLLM, in bytes, by arithmetic.
+"""Memory of training under ZeRO and of vLLM, in bytes, by arithmetic.
 
-Shapes in formulas: P parameters, W ranks, e bytes of a weight (2 for bfloat16), T tokens of a row,
-A answer tokens of a row, h, f, k, q, L, V as in model_size.py, a heads.
+Shapes in formulas: P parameters, N trained ones, W ranks, e bytes of a weight (2 for bfloat16), T tokens
+of a row, A answer tokens of a row, V vocabulary.
 
-Model state of one rank (Rajbhandari et al. 2020, "ZeRO", section 3): weights e P, gradients e P,
-fp32 master weights and two Adam moments 12 P; stage 1 divides the last by W, stage 2 also the
-gradients, stage 3 all. On top DeepSpeed 0.19 holds, by its defaults:
+Model state of one rank (Rajbhandari et al. 2020, "ZeRO", section 3): weights e P, gradients e N,
+fp32 master weights and two Adam moments 12 N; stage 1 divides the last by W, stage 2 also the
+gradients, stage 3 all. N is P where the model itself is trained; beside a frozen model P counts both.
+On top DeepSpeed 0.19 holds, by its defaults:
   - one reduction bucket of 5e8 elements (stages 1 to 3);
   - at stage 3 up to 1e9 gathered parameters and the gradient of the largest single weight;
-  - in the update the gradients and one Adam buffer in fp32, 8 bytes a parameter of the rank, at
+  - in the update the gradients and one Adam buffer in fp32, 8 bytes a trained parameter of the rank, at
     stage 3 for 1e9 parameters at a time. Activations are gone by then: the larger of both counts.
-An offloaded optimizer moves the last 12 P and the divided gradients into main memory.
+An offloaded optimizer moves the last 12 N and the divided gradients into main memory.
 
-Activations of a layer and token, after Korthikanti et al. 2022 ("Reducing Activation Recomputation
-in Large Transformer Models", section 4), recounted for transformers' LLaMA code with an attention
-that keeps no scores: two norms 8h + 4eh (the fp32 input, the normalised, the scaled), attention
-e (2q + 2k) + eq (q, k, v, output, its copy) + 4a, MLP 4ef, statistics 8. With gradient
-checkpointing each layer keeps its input, eh, and one layer is recomputed at a time.
+Activations of a layer are in shapes.py. With gradient checkpointing each layer keeps its input, and one
+layer is recomputed at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from recloom.trainer.planning.model_size import ModelSize
+from recloom.trainer.planning.shapes import ModelSize
 
 GIB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -35,11 +33,25 @@ BULK_TOKENS = 16384  # vLLM's largest batch of prompt tokens on a large GPU
 
 
 @dataclass(frozen=True)
+class SmallParts:
+    """What is trained beside a frozen model.
+
+    largest: of its biggest single weight. layer_elements: what it keeps of a token in each layer of the
+    model for the backward pass.
+    """
+
+    parameters: int
+    largest: int
+    layer_elements: int = 0
+
+
+@dataclass(frozen=True)
 class Setup:
     """What decides the memory of a training rank.
 
     `row_tokens` T and `answer_tokens` A belong to the longest row; a prompt that is longer than
-    `training.pack_length` has a row of its own, so `longest_prompt` is the least T can be.
+    `pack_length` has a row of its own, so `longest_prompt` is the least T can be. `block`: of the YAML.
+    `small`: None where the model itself is trained.
     """
 
     model: ModelSize
@@ -51,14 +63,24 @@ class Setup:
     longest_prompt: int
     checkpointing: bool
     offload: bool
+    block: str = "training"
+    small: SmallParts | None = None
 
     @property
     def element(self) -> int:
         return BYTES[self.dtype]
 
-    def share(self, from_stage: int) -> float:
-        """Parameters of one rank of what is divided from a stage on."""
-        return self.model.parameters / (self.ranks if self.zero_stage >= from_stage else 1)
+    @property
+    def trained(self) -> int:
+        return self.small.parameters if self.small else self.model.parameters
+
+    @property
+    def held(self) -> int:
+        return self.model.parameters + (self.small.parameters if self.small else 0)
+
+    def share(self, parameters: int, from_stage: int) -> float:
+        """What one rank has of parameters that are divided from a stage on."""
+        return parameters / (self.ranks if self.zero_stage >= from_stage else 1)
 
 
 @dataclass(frozen=True)
@@ -86,12 +108,15 @@ class TrainingMemory:
 def training_memory(setup: Setup) -> TrainingMemory:
     model, element, on_device = setup.model, setup.element, not setup.offload
     has_master = setup.dtype != "float32" or setup.zero_stage > 0
-    at_once = min(setup.share(1), SUB_GROUP) if setup.zero_stage == 3 else setup.share(1)
-    gathered = min(model.parameters, LIVE) + model.largest_parameter
+    updated = setup.share(setup.trained, 1)
+    at_once = min(updated, SUB_GROUP) if setup.zero_stage == 3 else updated
+    largest = setup.small.largest if setup.small else model.largest_parameter
+    gathered = min(setup.held, LIVE) + largest
+    gradients = element * setup.share(setup.trained, 2)
     return TrainingMemory(
-        weights=element * setup.share(3),
-        gradients=element * setup.share(2) if on_device or setup.zero_stage < 2 else 0.0,
-        optimizer=(12 if has_master else 8) * setup.share(1) if on_device else 0.0,
+        weights=element * setup.share(setup.held, 3),
+        gradients=gradients if on_device or setup.zero_stage < 2 else 0.0,
+        optimizer=(12 if has_master else 8) * updated if on_device else 0.0,
         bucket=element * BUCKET if setup.zero_stage > 0 else 0.0,
         gathered=element * gathered if setup.zero_stage == 3 else 0.0,
         activations=activation_bytes(setup),
@@ -100,26 +125,21 @@ def training_memory(setup: Setup) -> TrainingMemory:
     )
 
 
-def layer_activations(model: ModelSize, element: int) -> int:
-    """Bytes that one layer keeps of one token for the backward pass."""
-    norms = 8 * model.hidden + 4 * element * model.hidden
-    attention = element * (3 * model.query_width + 2 * model.key_width) + 4 * model.heads
-    return norms + attention + 4 * element * model.intermediate + 8
-
-
 def activation_bytes(setup: Setup) -> int:
     """All layers' activations, or their inputs and one layer's; embedding and last norm with them."""
-    model, element = setup.model, setup.element
-    one, width = layer_activations(model, element), element * model.hidden
+    model, element, small = setup.model, setup.element, setup.small
+    one = model.layer_activations(element, frozen=small is not None)
+    one += element * small.layer_elements if small else 0
+    width = element * model.hidden
     layers = model.layers * width + one if setup.checkpointing else model.layers * one
     return setup.row_tokens * (layers + 3 * width + 4 * model.hidden)
 
 
 def host_bytes(setup: Setup, ranks_per_node: int) -> float:
-    """Main memory of a node for an offloaded optimizer: 12 P state, 2 + 4 P gradients, and slack."""
+    """Main memory of a node for an offloaded optimizer: 12 N state, 2 + 4 N gradients, and slack."""
     if not setup.offload:
         return 0.0
-    return HOST_FACTOR * (16 + setup.element) * setup.share(1) * ranks_per_node
+    return HOST_FACTOR * (16 + setup.element) * setup.share(setup.trained, 1) * ranks_per_node
 
 
 @dataclass(frozen=True)

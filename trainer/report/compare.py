@@ -4,52 +4,80 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
+from recloom.trainer.report.costs import time_values
 from recloom.trainer.report.read import RunRecord
-from recloom.trainer.report.results import (
-    BASELINE,
-    LOWER_IS_BETTER,
-    Group,
-    group_results,
-)
+from recloom.trainer.report.results import LOWER_IS_BETTER, Group, group_results
+from recloom.trainer.report.system_view import OVERALL, view_of
 from recloom.trainer.report.tables import aligned
 from recloom.trainer.report.users import user_values
-from recloom.trainer.significance import LEVEL, PairedTest, paired_t_test
+from recloom.trainer.significance import PairedTest, paired_t_test
 
 FOLDER = Path(__file__).parent / "paper"
-OURS = "Llama4Rec"
-RIVALS = (BASELINE, "IFT")  # what the paper compares with
 PER_USER = {"RMSE": "SE", "MAE": "AE"}  # a metric's value of one user, where it has another name
-NOTE = (
-    "Here, mean ± standard deviation over seeds (paper). * better than the best of Base and IFT, paired "
-    f"t-test over users, p <= {LEVEL:g}; the paper's stars are left out."
-)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One data set, task and backbone of a run; name: the run's."""
+    """One data set, task, backbone and scenario of a run; name: the run's, variant: what it switches off."""
 
     name: str
+    variant: str
     group: Group
     per_user: pa.Table
+
+    @property
+    def label(self) -> str:
+        scenario = "" if self.group.scenario == OVERALL else self.group.scenario
+        return ", ".join(part for part in (self.group.backbone, scenario, self.variant) if part)
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """figures: by data set, backbone and method, one value a metric."""
+    """Entries of one table of the paper; a table can have several, each of a scenario or a variant.
+
+    figures: by data set, backbone and method, one value a metric.
+    """
 
     table: str
     task: str
     metrics: tuple[str, ...]
     figures: dict[str, dict[str, dict[str, list[float]]]]
+    scenario: str = OVERALL
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What was measured, with the figures of its own cell of the paper."""
+
+    table: PaperTable
+    item: Measured
+
+    @property
+    def figures(self) -> dict[str, list[float]]:
+        return self.table.figures[self.item.group.dataset][self.item.group.backbone]
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods with a figure, and those that the system shows beside any table."""
+        group = self.item.group
+        return [m for m in group.methods if m in self.figures or m in group.view.beside]
+
+    @property
+    def is_shown(self) -> bool:
+        """False without a common method, and for an ablation in a run that made none."""
+        beside, measured = set(self.item.group.view.beside), set(self.item.group.methods)
+        common = measured & self.figures.keys()
+        return bool(common) and (self.figures.keys() <= beside or not measured <= beside)
 
 
 @lru_cache
@@ -57,68 +85,93 @@ def paper_tables(system: str) -> tuple[PaperTable, ...]:
     """The tables of a system's paper; none where no file is kept."""
     path = FOLDER / f"{system}.yaml"
     rows: list[dict[str, Any]] = yaml.safe_load(path.read_text()) if path.is_file() else []
-    return tuple(PaperTable(r["table"], r["task"], tuple(r["metrics"]), r["data"]) for r in rows)
+    return tuple(make_table(**row) for row in rows)
+
+
+def make_table(metrics: list[str], data: dict[str, Any], **named: str) -> PaperTable:
+    return PaperTable(metrics=tuple(metrics), figures=data, **named)
 
 
 def comparison(records: Sequence[RunRecord], markdown: bool = False) -> str:
     """One block a table of the paper and data set that was measured; empty where the paper has none."""
-    blocks = []
+    blocks: list[str] = []
     for system in dict.fromkeys(record.config["system"] for record in records):
         own = [record for record in records if record.config["system"] == system]
-        measured = [
-            Measured(r.config["name"], group, r.per_user) for r in own for group in group_results(r.rows)
-        ]
-        for table in paper_tables(system):
-            blocks += list(table_blocks(table, measured, markdown))
-    return "\n\n".join([*blocks, NOTE]) if blocks else ""
+        found = list(system_blocks(system, [item for record in own for item in measured(record)], markdown))
+        blocks += [*found, view_of(system).note] if found else []
+    return "\n\n".join(blocks)
 
 
-def table_blocks(table: PaperTable, measured: Sequence[Measured], markdown: bool) -> Iterator[str]:
-    for dataset, backbones in table.figures.items():
-        found = [
-            item
-            for backbone in backbones
-            for item in measured
-            if (item.group.dataset, item.group.task, item.group.backbone) == (dataset, table.task, backbone)
-            and (set(backbones[backbone]) <= {BASELINE, "IFT", OURS} or has_ablation(item.group))
-        ]
-        if not found:
-            continue
-        head = [f"{table.table}, {dataset}", "", *table.metrics]
-        names = Counter(item.group.backbone for item in found)
-        lines = [
-            [
-                item.group.backbone
-                if names[item.group.backbone] == 1
-                else f"{item.group.backbone}, {item.name}",
-                *line,
-            ]
-            for item in found
-            for line in method_lines(table, item)
-        ]
-        yield rendered(head, lines, markdown)
+def measured(record: RunRecord) -> Iterator[Measured]:
+    view = record.view
+    name, variant, times = record.config["name"], view.variant(record.config), time_values(record.times)
+    for group in group_results(record.rows, view):
+        timed = replace(group, values=group.values | times) if group.scenario == OVERALL else group
+        yield Measured(name, variant, timed, record.per_user)
 
 
-def has_ablation(group: Group) -> bool:
-    return any(method.startswith("w/o") for method in group.methods)
+def system_blocks(system: str, items: Sequence[Measured], markdown: bool) -> Iterator[str]:
+    """What earlier tables showed already (the whole system in a table of ablations) makes no block alone."""
+    seen: set[tuple[int, str, str]] = set()
+    for _, entries in groupby(paper_tables(system), key=lambda table: table.table):
+        tables = list(entries)
+        for dataset in dict.fromkeys(name for table in tables for name in table.figures):
+            found = matches(tables, items, dataset)
+            cells = {
+                (id(m.item), name, metric) for m in found for name in m.methods for metric in m.table.metrics
+            }
+            if not cells <= seen:
+                yield block(found, markdown)
+            seen |= cells
 
 
-def method_lines(table: PaperTable, item: Measured) -> Iterator[list[str]]:
+def matches(tables: Sequence[PaperTable], items: Sequence[Measured], dataset: str) -> list[Match]:
+    found = [
+        Match(table, item)
+        for table in tables
+        for backbone in table.figures.get(dataset, {})
+        for item in items
+        if (item.group.dataset, item.group.backbone) == (dataset, backbone)
+        and (item.group.task, item.group.scenario, item.variant)
+        == (table.task, table.scenario, table.variant)
+    ]
+    return [match for match in found if match.is_shown]
+
+
+def block(found: Sequence[Match], markdown: bool) -> str:
+    """All of one table and data set; a run's name where two runs have the same cell."""
+    table = found[0].table
+    head = [f"{table.table}, {found[0].item.group.dataset}", "", *table.metrics]
+    count = Counter(match.item.label for match in found)
+    lines = [
+        [label if count[label] == 1 else f"{label}, {match.item.name}", *line]
+        for match in found
+        for label in [match.item.label]
+        for line in method_lines(match)
+    ]
+    return rendered(head, lines, markdown)
+
+
+def method_lines(match: Match) -> Iterator[list[str]]:
     """A line a method: its name, then here (paper) by metric; the last is the gain over the best rival."""
-    group = item.group
-    figures = table.figures[group.dataset][group.backbone]
-    methods = [m for m in group.methods if m in figures or not m.startswith("w/o")]
-    tests = {metric: against_best(item, metric) for metric in table.metrics}
-    for method in methods:
+    table, item, figures, view = match.table, match.item, match.figures, match.item.group.view
+    ours = view.ours[0]
+    rivals = [name for name in view.rivals if name in figures]
+    tests = {metric: against_best(item, rivals, metric) for metric in table.metrics}
+    for method in match.methods:
         cells = []
         for place, metric in enumerate(table.metrics):
-            value = group.values.get((method, metric))
-            star = "*" if method == OURS and is_gain(tests[metric], metric) else ""
+            value = item.group.values.get((method, metric))
+            star = "*" if method == ours and is_gain(tests[metric], metric) else ""
             paper = f"{figures[method][place]:.4f}" if method in figures else "-"
             cells.append(f"{'-' if value is None else value}{star} ({paper})")
         yield [method, *cells]
-    gains = [(gain(group, metric), paper_gain(figures, table.metrics, metric)) for metric in table.metrics]
-    yield ["improvement", *(f"{percent(here)} ({percent(paper)})" for here, paper in gains)]
+    if ours in figures and rivals:
+        gains = [
+            (gain(item.group, rivals, metric), paper_gain(figures, ours, rivals, place, metric))
+            for place, metric in enumerate(table.metrics)
+        ]
+        yield ["improvement", *(f"{percent(here)} ({percent(paper)})" for here, paper in gains)]
 
 
 def percent(share: float | None) -> str:
@@ -132,30 +185,33 @@ def relative_gain(ours: float, rivals: Sequence[float], metric: str) -> float:
     return (ours - max(rivals)) / max(rivals)
 
 
-def gain(group: Group, metric: str) -> float | None:
+def gain(group: Group, rivals: Sequence[str], metric: str) -> float | None:
+    ours = group.view.ours[0]
     values = {method: group.values[method, metric].mean for method, name in group.values if name == metric}
-    rivals = [values[name] for name in RIVALS if name in values]
-    if OURS not in values or not rivals or not all(rivals):
+    known = [values[name] for name in rivals if name in values]
+    if ours not in values or not known or not all(known):
         return None
-    return relative_gain(values[OURS], rivals, metric)
+    return relative_gain(values[ours], known, metric)
 
 
-def paper_gain(figures: dict[str, list[float]], metrics: Sequence[str], metric: str) -> float:
-    place = metrics.index(metric)
-    return relative_gain(figures[OURS][place], [figures[name][place] for name in RIVALS], metric)
+def paper_gain(
+    figures: dict[str, list[float]], ours: str, rivals: Sequence[str], place: int, metric: str
+) -> float:
+    return relative_gain(figures[ours][place], [figures[name][place] for name in rivals], metric)
 
 
-def against_best(item: Measured, metric: str) -> PairedTest | None:
-    """Llama4Rec against the better of Base and IFT, paired by user (values averaged over seeds)."""
+def against_best(item: Measured, rivals: Sequence[str], metric: str) -> PairedTest | None:
+    """The system against the best rival of the table, paired by user (values averaged over seeds)."""
+    ours = item.group.view.ours[0]
     values = user_values(item.per_user, item.group, PER_USER.get(metric, metric))
-    if values is None or OURS not in values.values_U or values.num_users < 2:
+    if values is None or ours not in values.values_U or values.num_users < 2:
         return None
-    rivals = {name: values.values_U[name] for name in RIVALS if name in values.values_U}
-    if not rivals:
+    known = {name: values.values_U[name] for name in rivals if name in values.values_U}
+    if not known:
         return None
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    best = max(rivals, key=lambda name: sign * rivals[name].mean())
-    return paired_t_test(values.values_U[OURS], rivals[best])
+    best = max(known, key=lambda name: sign * known[name].mean())
+    return paired_t_test(values.values_U[ours], known[best])
 
 
 def is_gain(test: PairedTest | None, metric: str) -> bool:

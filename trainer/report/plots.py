@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from recloom.trainer.report.results import LOWER_IS_BETTER, METHODS, place
+from recloom.trainer.report.results import LOWER_IS_BETTER, Group, place
 from recloom.trainer.report.users import Bin
 
 INK = "#010101"  # stands for the page's text colour in the SVG
@@ -23,7 +23,7 @@ INK = "#010101"  # stands for the page's text colour in the SVG
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
 SKY = "#56b4e9"
 Dash = Literal["-", "--", ":"]
-LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of METHODS, then of further methods
+LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of a view's methods, then of others
     (INK, "o", "--"),
     (GREEN, "s", ":"),
     (ORANGE, "^", "-"),
@@ -33,6 +33,13 @@ LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of METHODS,
     (BLUE, "D", "-"),
     (INK, "*", "-"),
 )
+OURS = 6  # the line of the whole system
+LOSSES = {  # of stage 1 of A-LLMRec
+    "rec": ("recommendation", BLUE, "-"),
+    "item_recon": ("item reconstruction", GREEN, "--"),
+    "text_recon": ("text reconstruction", RED, ":"),
+    "matching": ("matching", PURPLE, "-"),
+}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 8.5,
@@ -55,14 +62,14 @@ SMALL, WIDE = (3.7, 2.9), (4.3, 2.9)  # inches: readable on a phone, three or tw
 SMOOTHED = 25  # points of the smoothed loss
 
 
-def activity_plot(task: str, metric: str, bins: Sequence[Bin]) -> Markup:
+def activity_plot(group: Group, metric: str, bins: Sequence[Bin]) -> Markup:
     """Mean metric of users by their number of interactions, one line a method, ± one standard error."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"activity {task}"}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"activity {group.title}"}):
         figure, axes = new_axes(SMALL)
         methods = list(bins[0].means)
         at_B = np.arange(len(bins))
         for index, method in enumerate(methods):
-            colour, marker, dash = line_of(method)
+            colour, marker, dash = line_of(group, method)
             shift = 0.09 * (index - (len(methods) - 1) / 2)
             axes.errorbar(
                 at_B + shift,
@@ -80,9 +87,9 @@ def activity_plot(task: str, metric: str, bins: Sequence[Bin]) -> Markup:
         axes.set_ylabel("absolute error, stars" if metric == "AE" else metric)
         if metric not in LOWER_IS_BETTER:
             axes.set_ylim(bottom=0)
-        legend_above(figure, methods)
-        names = ", ".join(methods)
-        return svg(figure, f"{task}: mean {metric} by number of interactions of the user, for {names}")
+        legend_above(figure, group, methods)
+        names = ", ".join(map(group.label, methods))
+        return svg(figure, f"{group.title}: mean {metric} by number of interactions of the user, for {names}")
 
 
 def loss_plot(name: str, rows: Sequence[dict[str, Any]]) -> Markup:
@@ -109,6 +116,28 @@ def loss_plot(name: str, rows: Sequence[dict[str, Any]]) -> Markup:
         return svg(figure, f"{name}: training and validation loss over optimizer steps")
 
 
+def alignment_plot(rows: Sequence[dict[str, Any]]) -> Markup:
+    """Moving means of the losses of A-LLMRec's stage 1, unweighted; those that are off have no line."""
+    step_S = np.array([row["step"] for row in rows])
+    window = max(1, len(rows) // SMOOTHED)
+    marker = "." if window == 1 else ""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "alignment"}):
+        figure, axes = new_axes(WIDE)
+        for name, (label, colour, dash) in LOSSES.items():
+            loss_S = np.array([row[name] for row in rows])
+            if loss_S.any():
+                mean_S = np.convolve(loss_S, np.ones(window) / window, mode="valid")
+                axes.plot(
+                    step_S[window - 1 :], mean_S, color=colour, linestyle=dash, marker=marker, label=label
+                )
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss, unweighted" + (f", mean of {window} steps" if window > 1 else ""))
+        figure.legend(loc="outside upper left", ncols=2)
+        return svg(figure, "Stage 1: the losses over optimizer steps")
+
+
 def new_axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -117,11 +146,11 @@ def new_axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def legend_above(figure: Figure, methods: Sequence[str]) -> None:
+def legend_above(figure: Figure, group: Group, methods: Sequence[str]) -> None:
     lines = []
     for method in methods:
-        colour, marker, dash = line_of(method)
-        lines.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, label=method))
+        colour, marker, dash = line_of(group, method)
+        lines.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, label=group.label(method)))
     figure.legend(
         handles=lines,
         loc="outside upper left",
@@ -132,8 +161,10 @@ def legend_above(figure: Figure, methods: Sequence[str]) -> None:
     )
 
 
-def line_of(method: str) -> tuple[str, str, Dash]:
-    return LINES[min(place(method, METHODS), len(LINES) - 1)]
+def line_of(group: Group, method: str) -> tuple[str, str, Dash]:
+    if method == group.view.ours[0]:
+        return LINES[OURS]
+    return LINES[min(place(method, tuple(group.view.methods)), len(LINES) - 1)]
 
 
 def svg(figure: Figure, label: str) -> Markup:

@@ -13,6 +13,7 @@ import yaml
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.report.results import Row
+from recloom.trainer.report.system_view import SystemView, view_of
 
 RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "dataset": str,
@@ -36,9 +37,12 @@ class RunRecord:
 
     Attributes:
         config_text: config.yaml as written; config: the same, parsed.
-        rows: results.jsonl. per_user: per_user.parquet. aggregate: aggregate.json.
+        rows: results.jsonl. per_user: per_user.parquet. aggregate: aggregate.json. times: times.json.
         curves: the rows of tune/NAME/metrics.jsonl by NAME.
+        alignment: the rows of align/metrics.jsonl. genres: those of genres.jsonl.
         stages: the markers in stages/, longest first.
+
+    What the system does not write, or need not have written, is empty.
     """
 
     config_text: str
@@ -48,8 +52,15 @@ class RunRecord:
     rows: list[Row]
     per_user: pa.Table
     aggregate: dict[str, Any]
+    times: dict[str, Any]
     curves: dict[str, list[Row]]
+    alignment: list[Row]
+    genres: list[Row]
     stages: list[Row]
+
+    @property
+    def view(self) -> SystemView:
+        return view_of(self.config["system"])
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -75,17 +86,45 @@ def read_run(folder: Path) -> RunRecord:
 def read_one(folder: Path) -> RunRecord:
     config_text = existing(folder / "config.yaml", None).read_text()
     config = yaml.safe_load(config_text)
+    files = RunFiles(folder, view_of(config["system"]))
     return RunRecord(
         config_text=config_text,
         config=config,
         environment=read_json(folder / "env.json", None),
         card=read_json(folder / "data" / "card.json", "prepare"),
-        rows=read_results(folder / "results.jsonl"),
-        per_user=read_parquet(folder / "per_user.parquet", "aggregate"),
-        aggregate=read_json(folder / "aggregate.json", "aggregate"),
-        curves={} if config["model"].get("tuned") else read_curves(folder / "tune"),
+        rows=read_results(folder / "results.jsonl", files.stage("results.jsonl")),
+        per_user=read_parquet(folder / "per_user.parquet", files.stage("per_user.parquet")),
+        aggregate=files.json("aggregate.json"),
+        times=files.json("times.json"),
+        curves={} if config["model"].get("tuned") else files.curves("tune"),
+        alignment=files.lines("align/metrics.jsonl"),
+        genres=files.lines("genres.jsonl"),
         stages=read_stages(folder / "stages"),
     )
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Files of a run folder that its system needs, may leave, or does not know: these are empty."""
+
+    folder: Path
+    view: SystemView
+
+    def stage(self, name: str) -> str | None:
+        return self.view.needed.get(name)
+
+    def is_read(self, name: str) -> bool:
+        there = name in self.view.optional and (self.folder / name).exists()
+        return there or name in self.view.needed
+
+    def json(self, name: str) -> dict[str, Any]:
+        return read_json(self.folder / name, self.stage(name)) if self.is_read(name) else {}
+
+    def lines(self, name: str) -> list[Row]:
+        return read_lines(self.folder / name, self.stage(name)) if self.is_read(name) else []
+
+    def curves(self, name: str) -> dict[str, list[Row]]:
+        return read_curves(self.folder / name, self.stage(name)) if self.is_read(name) else {}
 
 
 def remedy(stage: str | None) -> str:
@@ -124,32 +163,30 @@ def read_lines(path: Path, stage: str | None) -> list[Row]:
     return rows
 
 
-def read_results(path: Path) -> list[Row]:
+def read_results(path: Path, stage: str | None) -> list[Row]:
     """Rows that have every field of a measurement."""
-    rows = read_lines(path, "aggregate")
+    rows = read_lines(path, stage)
     for number, row in enumerate(rows, start=1):
         for field, kind in RESULT_FIELDS.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
-                raise damaged(
-                    path, "aggregate", f"line {number} is no measurement, its field '{field}' is wrong"
-                )
+                detail = f"line {number} is no measurement, its field '{field}' is wrong"
+                raise damaged(path, stage, detail)
     return rows
 
 
-def read_parquet(path: Path, stage: str) -> pa.Table:
+def read_parquet(path: Path, stage: str | None) -> pa.Table:
     try:
         return pq.read_table(existing(path, stage))
     except pa.ArrowInvalid:
         raise damaged(path, stage, "the file is no readable Parquet file") from None
 
 
-def read_curves(folder: Path) -> dict[str, list[Row]]:
+def read_curves(folder: Path, stage: str | None) -> dict[str, list[Row]]:
+    """By model; `stage` None: there need not be any."""
     paths = sorted(folder.glob("*/metrics.jsonl"))
-    if not paths:
-        raise UserError(
-            f"{folder}: no model's metrics.jsonl is there, the report reads it: {remedy('tune')}."
-        )
-    return {path.parent.name: read_lines(path, "tune") for path in paths}
+    if not paths and stage is not None:
+        raise UserError(f"{folder}: no model's metrics.jsonl is there, the report reads it: {remedy(stage)}.")
+    return {path.parent.name: read_lines(path, stage) for path in paths}
 
 
 def read_stages(folder: Path) -> list[Row]:

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from recloom.trainer.report.results import CEILING, Group, Row, group_results
+from recloom.trainer.report.system_view import SystemView
 
 MARK = "*"
 
 
-def results_table(rows: Sequence[Row]) -> str:
-    """Plain text of the overall test rows of results.jsonl.
+def results_table(rows: Sequence[Row], view: SystemView) -> str:
+    """Plain text of the test rows of results.jsonl that a system's view shows.
 
     One block a kind of metric, a line a method (mean ± standard deviation where there are several
-    seeds), the best of each task marked; below it what a reader needs to judge them: ceilings, invalid
-    rates, users, seeds. What was not measured is left out. Raises UserError when a measurement is
-    there twice.
+    seeds), the best of each task or scenario marked; below it what a reader needs to judge them:
+    ceilings, invalid rates, users, protocols, seeds. What was not measured is left out. Raises UserError
+    when a measurement is there twice.
     """
-    groups = group_results(rows)
+    groups = group_results(rows, view)
     if not groups:
         return "no test results yet"
     blocks = [
@@ -27,8 +28,10 @@ def results_table(rows: Sequence[Row]) -> str:
         if metrics
     ]
     notes = [
-        f"{MARK} best of the task. {direction(groups)}.",
+        f"{MARK} best of the {view.contest}. {direction(groups)}.",
         *explained(groups),
+        *(f"{name}: {text}." for name, text in metric_notes(groups).items()),
+        *(protocol_lines(groups) if view.by_scenario else []),
         f"Seeds: {seeds_text(groups)}.",
     ]
     return "\n\n".join([*blocks, context_block(groups), "\n".join(notes)])
@@ -40,7 +43,7 @@ def results_block(dataset: str, metrics: Sequence[str], groups: Sequence[Group])
     for group in groups:
         lines.append([group.title])
         for method in group.methods:
-            lines.append([f"  {method}", *(cell(group, method, metric) for metric in metrics)])
+            lines.append([f"  {group.label(method)}", *(cell(group, method, metric) for metric in metrics)])
     return aligned(lines)
 
 
@@ -89,6 +92,25 @@ def explained(groups: Sequence[Group]) -> list[str]:
     if any(group.invalid for group in groups):
         notes.append("Invalid: share of the LLM's answers that could not be read as asked.")
     return notes
+
+
+def metric_notes(groups: Sequence[Group]) -> dict[str, str]:
+    """What the system's own metrics mean, of those that are there."""
+    return {
+        metric: text
+        for group in groups
+        for metric, text in group.view.metric_notes.items()
+        if metric in group.metrics
+    }
+
+
+def protocol_lines(groups: Sequence[Group]) -> list[str]:
+    """A line a protocol, with the scenarios that it is of."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for protocol in group.protocols:
+            found.setdefault(protocol, []).append(group.scenario)
+    return [f"{', '.join(dict.fromkeys(names))}: {protocol}." for protocol, names in found.items()]
 
 
 def direction(groups: Sequence[Group]) -> str:

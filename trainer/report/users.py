@@ -5,14 +5,14 @@ Shapes: U users that every method of a task has a value for, B bins of users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recloom.trainer.report.results import BASELINE, LOWER_IS_BETTER, METHODS, Group, metric_order
+from recloom.trainer.report.results import LOWER_IS_BETTER, Group, is_standard, metric_order
 from recloom.trainer.significance import PairedTest, paired_t_test
 
 NUM_BINS = 5
@@ -20,11 +20,15 @@ NUM_BINS = 5
 
 @dataclass(frozen=True)
 class UserValues:
-    """One metric of one task, user by user; values_U of every method are in the same user order."""
+    """One metric of one task, user by user; values_U of every method are in the same user order.
+
+    ours: the method that is compared with the others, None where none of the system's is there.
+    """
 
     metric: str
     num_interactions_U: np.ndarray
     values_U: dict[str, np.ndarray]
+    ours: str | None = None
 
     @property
     def num_users(self) -> int:
@@ -65,15 +69,17 @@ class Bin:
 def user_values(per_user: pa.Table, group: Group, metric: str | None = None) -> UserValues | None:
     """A group's rows of per_user.parquet, averaged over seeds; None when it has none of `metric`.
 
-    Without `metric`, absolute error or NDCG at the largest k is taken.
+    Without `metric`, the system's headline is taken, else absolute error or NDCG at the largest k.
     """
     rows = per_user.filter(
         (pc.field("task") == group.task)
         & (pc.field("backbone") == group.backbone)
         & pc.field("method").isin(list(group.methods))
     )
+    if "scenario" in per_user.column_names:  # systems with one scenario name none
+        rows = rows.filter(pc.field("scenario") == group.scenario)
     metrics: set[str] = set(rows["metric"].to_pylist())
-    wanted = metric or max(metrics, key=metric_order, default="")
+    wanted = metric or main_metric(metrics, group.view.headline)
     if wanted not in metrics:
         return None
     rows = rows.filter(pc.field("metric") == wanted)
@@ -85,7 +91,15 @@ def user_values(per_user: pa.Table, group: Group, metric: str | None = None) -> 
         metric=wanted,
         num_interactions_U=np.array([found[methods[0]][user][1] for user in users_U], dtype=np.int64),
         values_U={m: np.array([found[m][user][0] for user in users_U], dtype=np.float64) for m in methods},
+        ours=next((method for method in group.view.ours if method in methods), None),
     )
+
+
+def main_metric(metrics: Collection[str], headline: str) -> str:
+    """One that every method has: a system's own metrics are not measured of the backbone."""
+    if headline in metrics:
+        return headline
+    return max(filter(is_standard, metrics), key=metric_order, default="")
 
 
 def by_user(rows: pa.Table) -> dict[int, tuple[float, int]]:
@@ -94,9 +108,9 @@ def by_user(rows: pa.Table) -> dict[int, tuple[float, int]]:
 
 
 def compare_methods(values: UserValues) -> list[Comparison]:
-    """The system (the last of METHODS that is there) against every other method, paired by user."""
-    ours = next((method for method in reversed(METHODS) if method in values.values_U), BASELINE)
-    if ours == BASELINE or values.num_users < 2:
+    """The system against every other method, paired by user."""
+    ours = values.ours
+    if ours is None or ours not in values.values_U or values.num_users < 2:
         return []
     return [
         Comparison(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tiny_encoder import write_tiny_encoder
 
 from recloom.data_shards.splits import Interactions
 from recloom.data_shards.tables import Tables
@@ -60,22 +62,9 @@ def named(sequences: list[np.ndarray]) -> Tables:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random one-layer BERT that knows a dozen words, as a sentence-transformers folder."""
-    folder = tmp_path_factory.mktemp("tiny_encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ":", ",", "title", "group", *NUMBERS]
-    (folder / "words.txt").write_text("\n".join(words))
-    BertTokenizer(str(folder / "words.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **shape)).save_pretrained(folder)
-    parts = [
-        {"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in ("Transformer", "Pooling")
-    ]
-    parts[1]["path"] = "pooling"
-    (folder / "modules.json").write_text(json.dumps(parts))
-    (folder / "pooling").mkdir()
-    (folder / "pooling/config.json").write_text('{"pooling_mode": "mean"}')
-    return folder
+    """A random sentence encoder that knows a dozen words."""
+    words = (":", ",", "title", "group", *NUMBERS)
+    return write_tiny_encoder(tmp_path_factory.mktemp("tiny_encoder"), words)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recloom.data_shards.artifacts import read_manifest
 from recloom.data_shards.errors import UserError
 from recloom.trainer.models import quiet_transformers, resolve_model
 from recloom.trainer.stages import Run
@@ -52,7 +53,9 @@ def load_answerer(
         return ProjectedLM(llm, projection, tables.users_ND, tables.items_IE).eval()
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(llm, model_folder(run, method)).eval()
+    folder = model_folder(run, method)
+    read_manifest(folder, verify=True)
+    return PeftModel.from_pretrained(llm, folder).eval()
 
 
 def model_folder(run: Run[ALLMRecConfig], method: Method) -> Path:

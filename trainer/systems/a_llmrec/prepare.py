@@ -42,6 +42,7 @@ class Task:
 
 def run_prepare(run: Run[ALLMRecConfig]) -> None:
     config = run.config
+    models_run(run)  # a wrong one is told before anything is written
     module = source_module(config.data.source)
     settings = module.Settings(**config.data.model_dump(exclude={"source"}))
     tables = module.load(settings, run.cache)
@@ -76,7 +77,8 @@ def models_run(run: Run[ALLMRecConfig]) -> Run[ALLMRecConfig]:
     if trained is None:
         return run
     folder = Path(trained).expanduser()
-    config = read_config(folder / "config.yaml")
+    path = folder / "config.yaml"
+    config = read_config(path) if path.is_file() else None
     if not isinstance(config, ALLMRecConfig) or not (folder / "stages" / "rank.json").is_file():
         raise UserError(
             f"scenario.trained = '{trained}': no finished run of a_llmrec: finish it, or name another "

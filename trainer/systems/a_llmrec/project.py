@@ -45,7 +45,7 @@ def run_project(run: Run[ALLMRecConfig], name: MethodName) -> None:
             llm.config.hidden_size,
         )
         projection = Projection(widths)
-        projection.match_scale(users_MD, items_IE, embedding_scale(llm))
+        projection.match_scale(users_MD, items_IE, settings.token_scale * embedding_scale(llm))
         return ProjectedLM(llm, projection, users_MD, items_IE)
 
     def export(engine: Engine, folder: Path) -> None:

@@ -84,9 +84,10 @@ def standardised(vectors_NX: Tensor, like_MX: Tensor) -> Tensor:
     The first linear layer could do the same, so it changes no function; but the joint embeddings lie close
     together behind their sigmoid, and bfloat16 would round their differences away. A constant dimension is 0.
     """
-    mean_X = like_MX.float().mean(0)
-    deviation_X = like_MX.float().std(0, correction=0)
-    return (vectors_NX.float() - mean_X) / deviation_X.where(deviation_X > 0, torch.inf)
+    like_MX = like_MX.float()
+    deviation_X = like_MX.std(0, correction=0)  # of many equal numbers not quite 0
+    varies_X = like_MX.amax(0) > like_MX.amin(0)
+    return (vectors_NX.float() - like_MX.mean(0)) / deviation_X.where(varies_X, torch.inf)
 
 
 class ProjectedLM(nn.Module):

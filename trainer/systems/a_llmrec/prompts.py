@@ -6,7 +6,7 @@ Shapes: N questions, D width of the recommender.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import safetensors.torch
@@ -61,9 +61,9 @@ class Writer:
 
     def sample(self, question: Question, user_row: int) -> Sample:
         """user_row: where the user's state lies among those kept beside the prompts."""
-        return next_item_sample(
-            self.template, self.context(question, user_row), self.options, self.prompts.verb
-        )
+        context = self.context(question, user_row)
+        sample = next_item_sample(self.template, context, self.options, self.prompts.verb)
+        return replace(sample, key=f"{sample.key}-{user_row}")  # two draws may ask the very same
 
     def context(self, question: Question, user_row: int) -> NextItemContext:
         return NextItemContext(
@@ -71,7 +71,7 @@ class Writer:
             history=[int(item) for item in question.history[-self.prompts.history_items :]],
             candidates=question.candidates,
             user_row=user_row if self.user_vector else None,
-            soft_items=self.soft_items,
+            soft_items=self.prompts.soft_token if self.soft_items else None,
             answer=question.answer,
         )
 
@@ -130,6 +130,7 @@ def load_states(run: Run[ALLMRecConfig]) -> Tensor:
 def training_questions(config: ALLMRecConfig, task: Task) -> Iterator[Question]:
     """`draws` questions a target: the last training item of a user, or all but the first."""
     sequences, settings = task.train_sequences, config.project
+    count = settings.negatives or config.scenario.negatives
     users = np.flatnonzero([len(items) > 1 for items in sequences])
     order = np.random.default_rng([config.seed, USERS_NUMBER]).permutation(users)
     sampler = NegativeSampler(sequences, task.tables.num_items)
@@ -139,7 +140,7 @@ def training_questions(config: ALLMRecConfig, task: Task) -> Iterator[Question]:
         first = 1 if settings.targets == "all" else len(items) - 1
         for place in range(first, len(items)):
             for _ in range(settings.draws):
-                others = distinct_negatives(sampler, user, config.scenario.negatives, rng)
+                others = distinct_negatives(sampler, user, count, rng)
                 shown = rng.permutation([items[place], *others]).tolist()
                 yield Question(user, items[:place], shown, int(items[place]))
 

@@ -34,10 +34,11 @@ QUESTIONS = (
     "prompts.verb",
     "prompts.history_items",
     "prompts.title_words",
+    "prompts.soft_token",
     "project.user_vector",
     "project.item_vectors",
 )
-PROMPTS = ("project.targets", "project.draws", "project.users", "project.validation")
+PROMPTS = tuple(f"project.{name}" for name in ("targets", "negatives", "draws", "users", "validation"))
 
 
 def stages(config: ALLMRecConfig) -> list[Stage]:

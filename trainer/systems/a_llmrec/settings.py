@@ -76,6 +76,11 @@ class PromptsBlock(Block):
     item_noun: str = Field(default="item", description="What an item is called: movie, game, item.")
     verb: str = Field(default="bought", description="What users did: watched, played, bought.")
     history_items: PositiveInt = Field(default=10, description="Latest history items shown.")
+    soft_token: Literal["behind", "before"] = Field(
+        default="behind",
+        description="Where an item's vector stands: behind its title (Figure 3), or before it, where a "
+        "causal LLM sees it while it reads the title; small ones learn sooner so.",
+    )
     title_words: PositiveInt | None = Field(
         default=None, description="Titles are cut to so many words; empty: whole titles."
     )
@@ -113,8 +118,16 @@ class ProjectBlock(TrainingBlock):
     hidden: PositiveInt | None = Field(
         default=None, description="Width between the two layers of F_U and F_I; empty: the LLM's."
     )
+    token_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="Size of soft tokens at the start, in root mean squares of the LLM's tokens.",
+    )
     targets: Literal["last", "all"] = Field(
         default="last", description="Items of a sequence that are asked for."
+    )
+    negatives: PositiveInt | None = Field(
+        default=None, description="Candidates beside the target in training prompts; empty: as at test."
     )
     draws: PositiveInt = Field(default=1, description="Prompts a target, each with its own negatives.")
     users: PositiveInt | None = Field(default=None, description="Users trained on, a sample; empty: all.")
