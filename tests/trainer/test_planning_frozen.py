@@ -26,7 +26,7 @@ from recloom.trainer.models import load_tokenizer
 from recloom.trainer.planning.memory import Setup, SmallParts, activation_bytes, training_memory
 from recloom.trainer.planning.model_size import KNOWN, read_size
 from recloom.trainer.planning.shapes import ModelSize, OptSize
-from recloom.trainer.systems.a_llmrec.planning import lora_parts, projection_parts, prompt_tokens
+from recloom.trainer.systems.a_llmrec.planning import LONGEST, lora_parts, projection_parts, prompt_tokens
 from recloom.trainer.systems.a_llmrec.project import adapted
 from recloom.trainer.systems.a_llmrec.projection import Projection, Widths
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock
@@ -60,7 +60,7 @@ def a_llmrec(**blocks: Any) -> ALLMRecConfig:
     raw = {
         "name": "x",
         "system": "a_llmrec",
-        "data": {"source": "table", "interactions": {"path": "x.csv", "columns": {"user": "u", "item": "i"}}},
+        "data": {"source": "amazon2018", "reviews": "Luxury_Beauty.json.gz"},
         "model": {"path": "smollm2-135m-instruct"},
         "backbones": {"sequential": {"model": "sasrec", "embedding": 50}},
     }
@@ -96,13 +96,17 @@ def test_the_layers_that_lora_adapts_are_those_of_the_models() -> None:
         assert found == size.linear_layers
 
 
-@pytest.mark.parametrize("methods", [["a_llmrec"], ["mlp_llm"]])
+@pytest.mark.parametrize("align", [{"width": 40}, {"width": 60}])
+@pytest.mark.parametrize("methods", [["a_llmrec"], ["mlp_llm"], ["mlp_llm", "a_llmrec"]])
 @pytest.mark.parametrize("project", [{}, {"hidden": 96, "user_vector": False}, {"item_vectors": "none"}])
-def test_trained_parameters_are_those_of_f_u_and_f_i(methods: list[str], project: dict[str, Any]) -> None:
-    """`align.width` is narrower than the recommender, so that MLP-LLM's F_I is the larger."""
-    config = a_llmrec(methods=methods, project=project, align={"width": 40})
+def test_trained_parameters_are_those_of_f_u_and_f_i(
+    methods: list[str], project: dict[str, Any], align: dict[str, int]
+) -> None:
+    """F_I of MLP-LLM starts from the recommender's 50 numbers; of both methods the larger counts."""
+    config = a_llmrec(methods=methods, project=project, align=align)
     user = 50 if config.project.user_vector else None
-    item = None if config.project.item_vectors == "none" else 50 if methods == ["mlp_llm"] else 40
+    widest = max({"mlp_llm": 50, "a_llmrec": align["width"]}[name] for name in methods)
+    item = None if config.project.item_vectors == "none" else widest
     built = Projection(Widths(user, item, config.project.hidden or OPT.hidden, OPT.hidden))
     small = projection_parts(config, OPT)
     assert small.parameters == num_parameters(built)
@@ -173,7 +177,7 @@ def test_activations_of_a_frozen_model(size: ModelSize, dtype: str, dropout: flo
     inputs = [saved_bytes(model, kind, True, None) for model in (size, deep)]
     assert (inputs[1] - inputs[0]) / (2 * ROW) == element * size.hidden
     whole = activation_bytes(setup_of(size, small, dtype=dtype))
-    assert full[0] < whole < 1.2 * full[0]
+    assert full[0] < whole < 1.25 * full[0]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -247,7 +251,7 @@ def test_two_ranks_halve_what_is_held_and_stage_1_what_is_updated() -> None:
     ],
 )
 def test_memory_equals_the_tensors_of_two_zero_3_ranks(tmp_path: Path, dtype: str, kind: str) -> None:
-    """DeepSpeed keeps weights of fewer than 1e5 elements whole: here a few of them, so the estimate is low."""
+    """DeepSpeed keeps weights of fewer than 1e5 elements whole, which here are some: the estimate is low."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from ranks import run_ranks
 
@@ -265,23 +269,21 @@ def test_memory_equals_the_tensors_of_two_zero_3_ranks(tmp_path: Path, dtype: st
 
 
 @pytest.mark.parametrize("words", [None, 5, 10])
-@pytest.mark.parametrize("soft", [False, True])
 def test_estimated_lengths_are_those_of_real_questions(
-    shared_data: Path, smollm2: Path, words: int | None, soft: bool
+    shared_data: Path, smollm2: Path, words: int | None
 ) -> None:
-    """Beauty of 2014, 20 candidates."""
+    """Beauty of 2014, 20 candidates; with vectors and as text."""
     with open(shared_data / "amazon2014-beauty/items.csv") as file:
         titles = [row["title"] for row in csv.DictReader(file)]
     options = TextOptions(cut_titles(one_line_titles(titles), words), "item")
     renderer, rng = Renderer(load_tokenizer(str(smollm2))), np.random.default_rng(0)
     template = load_template("next_item", next_item.FAMILY)
-    counts = []
-    for _ in range(60):
-        items = rng.choice(len(titles), 30, replace=False).tolist()
-        place, row = ("behind", 0) if soft else (None, None)
-        context = NextItemContext(0, items[:10], items[10:], row, place, answer=items[12])
-        counts.append(len(renderer.render(next_item_sample(template, context, options, "bought")).ids_T))
-    prompts = {} if words is None else {"title_words": words}
-    estimate = prompt_tokens(a_llmrec(prompts=prompts), soft, 19)
-    assert estimate == pytest.approx(np.mean(counts), rel=0.15)
-    assert max(counts) < 1.6 * estimate
+    config = a_llmrec(prompts={} if words is None else {"title_words": words})
+    shown = [rng.choice(len(titles), 30, replace=False).tolist() for _ in range(40)]
+    for soft in (False, True):
+        row, place = (0, "behind") if soft else (None, None)
+        contexts = [NextItemContext(0, i[:10], i[10:], row, place, answer=i[12]) for i in shown]
+        samples = [next_item_sample(template, context, options, "bought") for context in contexts]
+        counts = [len(renderer.render(sample).ids_T) for sample in samples]
+        estimate = prompt_tokens(config, soft, 19)
+        assert estimate == pytest.approx(np.mean(counts), rel=0.15) and max(counts) < LONGEST * estimate

@@ -191,14 +191,9 @@ WORDS = {"item_noun": "movie", "verb": "watched", "history_items": 3}
 
 
 def writer(
-    run: Run[ALLMRecConfig],
-    soft: bool = True,
-    words: int | None = None,
-    token: str = "behind",
-    **project: Any,
+    run: Run[ALLMRecConfig], soft: bool = True, prompts: dict[str, Any] | None = None, **project: Any
 ) -> Writer:
-    prompts = WORDS | {"title_words": words, "soft_token": token}
-    made = Run(config(prompts=prompts, project=project), run.folder, run.cache)
+    made = Run(config(prompts=WORDS | (prompts or {}), project=project), run.folder, run.cache)
     return make_writer(made, TITLES, soft)
 
 

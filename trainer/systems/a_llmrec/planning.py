@@ -96,9 +96,10 @@ def projection_parts(config: ALLMRecConfig, model: ModelSize) -> SmallParts:
     """F_U and F_I (eq. 7) of the method where they are larger."""
     project, width = config.project, recommender_width(config)
     hidden, tokens = project.hidden or model.hidden, model.hidden
-    item_width = max(width if "mlp_llm" in config.methods else 0, config.align.width)
+    item_widths = {"mlp_llm": width, "a_llmrec": config.align.width}
     inputs = [width] if project.user_vector else []
-    inputs += [item_width] if project.item_vectors != "none" else []
+    if project.item_vectors != "none":
+        inputs.append(max(item_widths[name] for name in projected(config)))
     parameters = sum(hidden * (wide + 3) + tokens * (hidden + 1) for wide in inputs)
     return SmallParts(parameters, hidden * max(tokens, *inputs))
 

@@ -132,7 +132,7 @@ class MFormer(nn.Module):
                 padding is not read. An item by itself is a history of length 1.
             mask_BN: bool, True at real items, at least one a user.
         """
-        pass
+        C_BND = C_BND.masked_fill(~mask_BN[:, :, None], 0)
         router = self.router(C_BND, mask_BN)
         hidden_BLW = self.experts_KLW[router.chosen_B]
         C_BND = C_BND.to(hidden_BLW.dtype)
