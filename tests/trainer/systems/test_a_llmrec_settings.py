@@ -73,7 +73,11 @@ def test_the_yaml_stands_above_the_profile() -> None:
 
 def test_the_resolved_config_reads_back_to_the_same(tmp_path: Path) -> None:
     first = read(
-        profile="released", align={"width": 64}, genres={"users": 2}, methods=["tallrec", "a_llmrec"], seeds=[1, 2]
+        profile="released",
+        align={"width": 64},
+        genres={"users": 2},
+        methods=["tallrec", "a_llmrec"],
+        seeds=[1, 2],
     )
     again = build_config(parse_yaml(dump_config(first)), "again")
     assert type(again).__mro__[1] is ALLMRecConfig and config_dict(again) == config_dict(first)
