@@ -100,6 +100,8 @@ class Engine:
         network.train()
         parameters = [p for p in network.parameters() if p.requires_grad]
         self.has_frozen = len(parameters) < sum(1 for _ in network.parameters())
+        if self.has_frozen:
+            network.register_state_dict_post_hook(without_frozen)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, model_parameters=parameters, config=ds_config
         )
@@ -193,6 +195,13 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def without_frozen(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A state_dict hook. DeepSpeed's own switch forgets the second name of tied weights."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def load_partitioned(

@@ -195,12 +195,11 @@ def test_standardised(data: st.DataObject) -> None:
     assert not found_NX[:, -1].any() and not found_MX[:, -1].any()
 
 
-@pytest.mark.parametrize("count", [10, 1000, 4097])
-def test_a_constant_dimension_is_nothing_in_large_tables_too(count: int) -> None:
-    """There the mean is rounded, so the deviation of equal numbers is not quite 0."""
-    like_MX = torch.linspace(0.01, 1, 50).repeat(count, 1)
-    assert not standardised(like_MX, like_MX).any()
-    assert not standardised(torch.rand(4, 50), like_MX).any(), "what is asked may differ"
+@pytest.mark.parametrize("value", [0.03, 0.111, 0.3, 0.9])
+def test_a_constant_dimension_is_nothing_however_torch_rounds(value: float) -> None:
+    """Of a table of one column the deviation of equal numbers is not quite 0."""
+    like_MX = torch.full((1000, 1), value)
+    assert not standardised(torch.tensor([[value], [0.5]]), like_MX).any()
 
 
 def test_without_standardising_bfloat16_loses_the_items() -> None:
@@ -567,11 +566,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(inner)
 
 
-def test_a_checkpoint_holds_the_projection_alone(launch: Path, request: pytest.FixtureRequest) -> None:
+def test_a_checkpoint_holds_the_projection_alone(launch: Path) -> None:
     """In all ranks' files together: the weights where they are not partitioned, and what Adam keeps."""
-    if "ZeRO-2" in request.node.name:
-        reason = "DeepSpeed keeps a head that is tied to frozen embeddings"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     projected = sum(weight.numel() for weight in Projection(Widths(5, 7, 12, 64)).parameters())
     files = sorted((launch / "checkpoints" / f"step_{SAVED_STEP}").rglob("*.pt"))
     states = [torch.load(path, map_location="cpu", weights_only=False) for path in files]

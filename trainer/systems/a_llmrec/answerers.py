@@ -49,7 +49,9 @@ def load_answerer(
         return llm
     if method.vectors is not None:
         tables = soft_tables(run, task, method.vectors, users_N, histories)
-        projection = trained_projection(run, method, llm.config.hidden_size).to(llm.device, llm.dtype)
+        projection = trained_projection(run, method, llm.get_input_embeddings().embedding_dim).to(
+            llm.device, llm.dtype
+        )
         return ProjectedLM(llm, projection, tables.users_ND, tables.items_IE).eval()
     from peft import PeftModel
 

@@ -42,7 +42,7 @@ def run_project(run: Run[ALLMRecConfig], name: MethodName) -> None:
             users_MD.shape[1] if settings.user_vector else None,
             items_IE.shape[1] if settings.item_vectors != "none" else None,
             settings.hidden or llm.config.hidden_size,
-            llm.config.hidden_size,
+            llm.get_input_embeddings().embedding_dim,
         )
         projection = Projection(widths)
         projection.match_scale(users_MD, items_IE, settings.token_scale * embedding_scale(llm))

@@ -119,9 +119,8 @@ class ProjectedLM(nn.Module):
             soft_BT = torch.where(soft_BT >= 0, soft_BT - len(user_rows_U), soft_BT)
         rows_NH = self.projection(users_ND[user_rows_U], items_IE[items_J])
         table: Any = self.llm.get_input_embeddings()  # type: ignore[operator]
-        embedded_BTH = soft_tokens(mark(input_ids, soft_BT), table, rows_NH)
-        # A row of padding has no slot; every rank must still pass gradients through the same parameters.
-        return embedded_BTH + 0 * rows_NH.sum()
+        # A row of padding has no slot; its gradients are zeros, so every rank reduces the same parameters.
+        return soft_tokens(mark(input_ids, soft_BT), table, rows_NH)
 
 
 def save_projection(weights: dict[str, Tensor], widths: Widths, folder: Path) -> None:

@@ -97,10 +97,10 @@ def data_stages(config: ALLMRecConfig) -> list[Stage]:
                 "write the questions of stage 2",
                 "process",
                 needs=("backbone",),
-                settings=(*QUESTIONS, *PROMPTS, "methods", "model.path", "seed"),
+                settings=(*QUESTIONS, *PROMPTS, "model.path", "seed"),
                 outputs=("prompts",),
                 run=prompts.run_prompts,
-                inputs=lambda run: [template_files(run), model_files(run)],
+                inputs=lambda run: [template_files(run), model_files(run), prompts.corpora(run.config)],
             )
         )
     return found
