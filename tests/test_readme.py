@@ -36,7 +36,7 @@ def test_make_targets_exist(repo_root: Path) -> None:
 
 def test_named_files_exist(repo_root: Path) -> None:
     text = (repo_root / "README.md").read_text()
-    named = re.findall(r"(?:configs|launcher|docs|data_shards|trainer)/[\w./]+\w", text)
+    named = re.findall(r"(?:configs|launcher|docs|data_shards|trainer)/[\w./-]+\w", text)
     assert named
     for name in named:
         if not name.startswith(MADE_BY_USE):

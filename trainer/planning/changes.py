@@ -38,8 +38,10 @@ def changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         answers = setup.answer_tokens * setup.longest_prompt // setup.row_tokens
         shorter = replace(setup, row_tokens=setup.longest_prompt, answer_tokens=answers)
         yield f"{setup.block}.pack_length: {setup.longest_prompt}", shorter
-    if setup.zero_stage < 3:
-        yield "parallel.zero_stage: 3", replace(setup, zero_stage=3)
+    divided = replace(setup, zero_stage=3)
+    # On one rank ZeRO divides nothing, and in float32 it adds a second copy of the weights.
+    if setup.zero_stage < 3 and training_memory(divided).total <= training_memory(setup).total:
+        yield "parallel.zero_stage: 3", divided
     if not setup.offload and setup.zero_stage > 0:
         host = host_bytes(replace(setup, offload=True), min(setup.ranks, RANKS_PER_NODE))
         text = f"parallel.offload_optimizer: true (about {host / GIB:,.0f} GiB of main memory a node)"

@@ -15,7 +15,7 @@ REFERENCE = "TALLRec"
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds; None: nothing of the kind is trained.
+    """Seconds; None: nothing of the kind is trained, or questions were asked many at once.
 
     Attributes:
         alignment: stage 1. tuning: stage 2, or the tuning of the LLM. question: one user's candidates.
@@ -25,7 +25,7 @@ class Cost:
     method: str
     alignment: float | None
     tuning: float | None
-    question: float
+    question: float | None
     training_share: float | None
     question_share: float | None
 
@@ -56,9 +56,9 @@ def costs(times: Mapping[str, Any], view: SystemView) -> list[Cost]:
             method,
             told.get("alignment_seconds"),
             told.get("training_seconds"),
-            told["question_seconds"],
+            told.get("question_seconds"),
             share(method_training(told), method_training(reference)),
-            share(told["question_seconds"], reference.get("question_seconds")),
+            share(told.get("question_seconds"), reference.get("question_seconds")),
         )
         for method, told in sorted(times.items(), key=lambda pair: (place(pair[0], order), pair[0]))
     ]
@@ -71,5 +71,6 @@ def time_values(times: Mapping[str, Any]) -> dict[tuple[str, str], Value]:
         training = method_training(told)
         if training is not None:
             found[method, TRAINING_MINUTES] = Value(training / 60, math.nan)
-        found[method, QUESTION_SECONDS] = Value(told["question_seconds"], math.nan)
+        if "question_seconds" in told:
+            found[method, QUESTION_SECONDS] = Value(told["question_seconds"], math.nan)
     return found

@@ -95,7 +95,19 @@ TOGETHER = [
     ),
     (dict(scenario={"name": "warm"}), "scenario.name = 'warm': no such scenario, choose overall "),
     (dict(scenario={"name": "few_shot_0"}), "scenario.name = 'few_shot_0': no such scenario, "),
-    (dict(scenario={"name": "cross_domain"}), "scenario.trained: empty, cross_domain asks another run's "),
+    (
+        dict(scenario={"name": "cross_domain"}, methods=["a_llmrec"]),
+        "scenario.trained: empty, cross_domain asks another run's ",
+    ),
+    (
+        dict(scenario={"name": "cross_domain", "trained": "runs/x"}),
+        "methods: mlp_llm has no vectors of another data set's items, ",
+    ),
+    (
+        dict(project={"user_vector": False, "item_vectors": "none"}),
+        "project.user_vector = False: nothing is left to train ",
+    ),
+    (dict(genres={"users": 2}, methods=["llm_only"]), "genres: A-LLMRec is asked beside the LLM alone, "),
     (dict(scenario={"trained": "runs/x"}), "scenario.trained = 'runs/x': only cross_domain takes it, "),
     (dict(methods=["a_llmrec", "a_llmrec"]), "methods = ['a_llmrec', 'a_llmrec']: one is there twice, "),
     (
