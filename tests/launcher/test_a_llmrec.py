@@ -34,7 +34,8 @@ STAGES = (
     "prepare",
     "backbone",
     "align",
-    "prompts",
+    "prompts_soft",
+    "prompts_text",
     "project_mlp_llm",
     "project_a_llmrec",
     "lora",
@@ -47,6 +48,7 @@ ASKED = {"LLM-only", "TALLRec", "MLP-LLM", "A-LLMRec", "A-LLMRec (SBERT)"}
 KEYS = ("llm_only", "a_llmrec", "a_llmrec_sbert")
 PROJECTION = "tune/a_llmrec/model/projection.safetensors"
 JOINT = "align/joint.safetensors"
+USER_STATES = "prompts/soft/states/user_states.safetensors"
 ADAPTER = "tune/tallrec/model/adapter_model.safetensors"
 
 Make = Callable[..., Path]
@@ -246,6 +248,16 @@ def test_fewer_methods_train_nothing_again(finished: tuple[Path, str]) -> None:
     assert {name for name in planned if planned[name] == "run"} == {"rank", "evaluate", "report"}
 
 
+def test_a_method_more_trains_nothing_again(one_rank: Path) -> None:
+    """Its corpus of text is made beside the one with vectors, which stays."""
+    config = str(one_rank.parent / "config.yaml")
+    planned = states_of(
+        ended(typed("run", config, "--dry-run", "--methods", "[llm_only, a_llmrec, tallrec]"))
+    )
+    again = {"prompts_text", "lora", "rank", "evaluate", "report"}
+    assert {name for name in planned if planned[name] == "run"} == again
+
+
 def test_one_rank_learns_what_two_do(finished: tuple[Path, str], one_rank: Path) -> None:
     """The same questions and joint embeddings, byte by byte; the same losses, nearly the same weights."""
     two_ranks, _ = finished
@@ -288,7 +300,7 @@ def test_killed_align_goes_on_from_its_checkpoint(
     killed_when(config, tmp_path / "first.txt", (run / "align/checkpoint.pt").is_file, "--until", "align")
     assert not (run / "stages/align.json").exists() and len(json_lines(run / "align/metrics.jsonl")) >= 4
     mark_first_line(run / "align/metrics.jsonl")
-    ended(typed("run", str(config), "--until", "align"))
+    ended(recloom("run", str(config), "--until", "align"))
     first, *others = json_lines(run / "align/metrics.jsonl")
     expected = json_lines(finished[0] / "align/metrics.jsonl")
     assert first.pop("mark") and [first, *others] == expected, "the steps before the kill are not done again"
@@ -314,7 +326,7 @@ def test_killed_rank_stage_asks_each_question_once(
     with open(path, "a") as file:
         file.write('{"user": 3, "ite')  # a line that was being written
     before = {name: json_lines(run / f"rank/{name}.jsonl") for name in ("llm_only", "mlp_llm")}
-    ended(typed("run", str(config), "--until", "rank"))
+    ended(recloom("run", str(config), "--until", "rank"))
     for name, lines in before.items():
         found = json_lines(run / f"rank/{name}.jsonl")
         assert found[: len(lines)] == lines, "with the seconds of the first asking"
@@ -400,7 +412,7 @@ def test_few_shot_learns_from_its_users_alone(make: Make, tmp_path: Path) -> Non
         project={"users": None},
         genres=None,
     )
-    ended(typed("run", str(config), "--until", "prompts"))
+    ended(typed("run", str(config), "--until", "prompts_soft"))
     steps = json_lines(tmp_path / "run/align/metrics.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4], "2 epochs of 64 sequences, 32 a step"
     reader = ShardReader(tmp_path / "run/prompts/soft/train")
@@ -420,7 +432,7 @@ def test_cold_users_are_asked_and_not_learned_from(make: Make, tmp_path: Path) -
     assert {row["num_interactions"] for row in users} == {0}, "of training"
 
 
-@pytest.mark.parametrize("name", [PROJECTION, JOINT, ADAPTER])
+@pytest.mark.parametrize("name", [PROJECTION, JOINT, ADAPTER, USER_STATES])
 def test_a_flipped_byte_is_one_sentence(
     finished: tuple[Path, str], make: Make, tmp_path: Path, name: str
 ) -> None:

@@ -46,6 +46,22 @@ def masked_scores(
     backbone.train(training)
 
 
+@torch.no_grad()
+def user_vectors(backbone: Backbone, users_B: np.ndarray, histories: Sequence[np.ndarray]) -> Tensor:
+    """The backbone's vectors (B, D) of users behind their histories, in chunks.
+
+    In the backbone's present mode: with dropout on, the vectors are drawn.
+    """
+    size = max(1, SCORES_PER_CHUNK // max(1, backbone.history_length * backbone.settings.embedding))
+    parts = [torch.empty(0, backbone.item_vectors().shape[1])]
+    for start in range(0, len(users_B), size):
+        rows = slice(start, start + size)
+        histories_CL = pad_histories(histories[rows], backbone.history_length, backbone.num_items)
+        users_C = torch.as_tensor(np.asarray(users_B[rows], dtype=np.int64))
+        parts.append(backbone.user_vectors(users_C, histories_CL))
+    return torch.cat(parts)
+
+
 def rank_topk(
     backbone: Backbone,
     users_B: np.ndarray,

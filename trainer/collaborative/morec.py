@@ -6,6 +6,7 @@ Shapes: B sequences, L length, I items, W width of the text embeddings, D width.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -90,6 +91,12 @@ class MoRec(TransformerBackbone):
 
     def loss(self, batch: Batch) -> Tensor:
         return self.next_item_loss(*batch)
+
+
+def input_files(settings: Settings) -> list[Path]:
+    """The sentence encoder's folder where it is the user's own."""
+    folder = Path(settings.encoder).expanduser()
+    return [folder] if folder.is_dir() else []
 
 
 def text_vectors(data: TopKData, settings: Settings) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from recloom.data_shards.artifacts import MANIFEST, cache_dir, read_manifest
 from recloom.data_shards.errors import UserError
-from recloom.trainer.collaborative import bert4rec, gru4rec, lightgcn, mf, ncf, nextitnet, sasrec
+from recloom.trainer.collaborative import bert4rec, evaluate, gru4rec, lightgcn, mf, ncf, nextitnet, sasrec
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import TopKData
 from recloom.trainer.collaborative.fit import fit
@@ -406,7 +406,7 @@ MODELS: list[tuple[ModuleType, dict[str, Any]]] = [
 def test_states_are_those_after_the_items_before_the_target(
     module: ModuleType, given: dict[str, Any], targets: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(align_data, "ITEMS_PER_CHUNK", 42)  # several chunks
+    monkeypatch.setattr(evaluate, "SCORES_PER_CHUNK", 42)  # several chunks
     backbone = random_backbone(module, **given)
     examples = Examples.make(SEQUENCES, NUM_ITEMS, block(targets=targets), seed=0)
     got_TD = States(backbone, SEQUENCES, examples, dropout=False).of(np.arange(len(examples.user_T)))

@@ -26,13 +26,14 @@ from test_a_llmrec_asked import NUM_ITEMS, pairs, rank_by_hand, small_run
 from recloom.data_shards.artifacts import atomic_write_json, write_manifest
 from recloom.data_shards.candidates import NO_ITEM
 from recloom.data_shards.errors import UserError
-from recloom.trainer.collaborative import mf
+from recloom.trainer.collaborative import evaluate, mf
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import TopKData, pad_histories
 from recloom.trainer.collaborative.registry import save_backbone
 from recloom.trainer.config_io import dump_config
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.a_llmrec import backbones, rank
+from recloom.trainer.systems.a_llmrec import rank
+from recloom.trainer.systems.a_llmrec.answerers import load_llm
 from recloom.trainer.systems.a_llmrec.asked import Asked
 from recloom.trainer.systems.a_llmrec.backbones import candidate_scores
 from recloom.trainer.systems.a_llmrec.evaluate import check_lines, line_scores, method_times, run_evaluate
@@ -202,8 +203,9 @@ def test_a_group_without_users_has_no_row(tmp_path: Path) -> None:
 
 
 def test_scores_of_candidates(task: Task, both_asked: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "CHUNK", 7)
     asked, backbone = both_asked[0], random_backbone(task)
+    per_user = backbone.num_items + backbone.history_length * backbone.settings.embedding
+    monkeypatch.setattr(evaluate, "SCORES_PER_CHUNK", 7 * per_user)
     items_NC = asked.items_NC.copy()
     items_NC[3, 4:] = NO_ITEM
     found_NC = candidate_scores(backbone, asked.rows.user_N, asked.histories(task), items_NC)
@@ -287,7 +289,8 @@ def test_asking_goes_on_where_it_was_cut_off(
     run = small_run(tmp_path, scenario=small, model={"path": str(tiny_llama), "dtype": "float32"})
     task = load_task(run)
     (asked,) = all_asked(run, task)
-    first = ask(run, task, LLM_ONLY, asked)
+    llm = load_llm(run)
+    first = ask(run, task, LLM_ONLY, asked, lambda: llm)
     assert [(line.user, line.items) for line in first] == [
         (user, asked.candidates(n)) for n, user in enumerate(asked.rows.user_N.tolist())
     ]
@@ -296,17 +299,16 @@ def test_asking_goes_on_where_it_was_cut_off(
     whole = path.read_text().splitlines(keepends=True)
     assert rank.read_lines(path) == first
     path.write_text("".join(whole[:2]) + whole[2][:20])
-    again = ask(run, task, LLM_ONLY, asked)
+    again = ask(run, task, LLM_ONLY, asked, lambda: llm)
     assert again[:2] == first[:2] and rank.read_lines(path) == again
     for one, other in zip(first, again, strict=True):
         assert (one.user, one.items, one.greedy) == (other.user, other.items, other.greedy)
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
-    def no_model(*_: Any) -> Any:
+    def no_model() -> Any:
         raise AssertionError("nothing is left to ask")
 
-    monkeypatch.setattr(rank, "load_answerer", no_model)
-    assert ask(run, task, LLM_ONLY, asked) == again
+    assert ask(run, task, LLM_ONLY, asked, no_model) == again
 
 
 # ---- times

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -35,6 +35,7 @@ from recloom.data_shards.renderer import SlotPosition
 from recloom.data_shards.stream import build_row
 from recloom.trainer.collaborative import mf
 from recloom.trainer.collaborative.data import TopKData
+from recloom.trainer.collaborative.evaluate import user_vectors
 from recloom.trainer.collaborative.registry import load_backbone, save_backbone
 from recloom.trainer.config import ModelBlock
 from recloom.trainer.config_io import dump_config
@@ -44,7 +45,6 @@ from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec import vectors as soft_vectors
 from recloom.trainer.systems.a_llmrec.align import JointEmbeddings
 from recloom.trainer.systems.a_llmrec.alignment import Alignment
-from recloom.trainer.systems.a_llmrec.backbones import user_states
 from recloom.trainer.systems.a_llmrec.prepare import load_task
 from recloom.trainer.systems.a_llmrec.projection import (
     ProjectedLM,
@@ -54,7 +54,7 @@ from recloom.trainer.systems.a_llmrec.projection import (
     save_projection,
     standardised,
 )
-from recloom.trainer.systems.a_llmrec.prompts import load_states
+from recloom.trainer.systems.a_llmrec.prompts import load_states, save_states
 from recloom.trainer.systems.a_llmrec.settings import AlignBlock, ALLMRecConfig
 from recloom.trainer.systems.a_llmrec.vectors import item_table, soft_tables
 
@@ -248,8 +248,7 @@ def vector_run(folder: Path, **changes: Any) -> Run[ALLMRecConfig]:
     data = TopKData.from_split(task.scenario.splits.topk, task.tables.num_users, task.tables.num_items)
     torch.manual_seed(2)
     save_backbone(mf.MF.build(data, settings), settings, run.path("backbone"))
-    run.path("prompts").mkdir()
-    save_file({"states": torch.randn(30, 4) * 3 + 1}, run.path("prompts/user_states.safetensors"))
+    save_states(run, torch.randn(30, 4) * 3 + 1, task.cold_I)
     return run
 
 
@@ -296,7 +295,7 @@ def test_tables_of_the_users_who_are_asked(tmp_path: Path, joint: JointEmbedding
     users_N = np.array([4, 2, 4])
     histories = [task.histories[2], task.histories[4], task.train_sequences[4]]
     tables = soft_tables(run, task, "joint", users_N, histories)
-    states_ND = user_states(load_backbone(run.path("backbone")), users_N, histories)
+    states_ND = user_vectors(load_backbone(run.path("backbone")), users_N, histories)
     want_ND = by_hand(states_ND, load_states(run))
     torch.testing.assert_close(tables.users_ND, want_ND, atol=1e-5, rtol=1e-5)
     assert torch.equal(tables.items_IE, item_table(run, "joint", task.cold_I))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,16 @@ from recloom.data_shards.stream import IGNORE, build_row
 from recloom.data_shards.textualize import next_item
 from recloom.data_shards.textualize.next_item import genres_sample
 from recloom.data_shards.textualize.template import load_template, one_line
-from recloom.trainer.collaborative import sasrec
+from recloom.trainer.collaborative import evaluate, sasrec
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import TopKData, pad_histories
+from recloom.trainer.collaborative.evaluate import user_vectors
 from recloom.trainer.collaborative.registry import save_backbone
 from recloom.trainer.config_io import build_config
 from recloom.trainer.models import load_tokenizer
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.a_llmrec import backbones, genres, prompts
+from recloom.trainer.systems.a_llmrec import genres, prompts
 from recloom.trainer.systems.a_llmrec.asked import asked_samples
-from recloom.trainer.systems.a_llmrec.backbones import user_states
 from recloom.trainer.systems.a_llmrec.genres import answered, greedy_text
 from recloom.trainer.systems.a_llmrec.methods import Method
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
@@ -49,6 +51,8 @@ from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection,
 from recloom.trainer.systems.a_llmrec.prompts import (
     Question,
     Writer,
+    corpora,
+    load_cold,
     load_states,
     make_writer,
     run_prompts,
@@ -351,12 +355,15 @@ def test_the_corpora(tiny_llama: Path, tmp_path: Path) -> None:
         project={"users": 12, "targets": "all", "validation": 5},
     )
     backbone = save_random_backbone(run)
-    run_prompts(run)
+    assert corpora(run.config) == ["soft", "text"]
+    for name in corpora(run.config):
+        run_prompts(run, name)
     task = load_task(run)
     train = list(training_questions(run.config, task))
     valid = validation_questions(run.config, task)
     states_ND = load_states(run)
     assert states_ND.shape == (len(train) + len(valid), 8)
+    assert np.array_equal(load_cold(run), task.cold_I)
     for part, questions, first in (("train", train, 0), ("valid", valid, len(train))):
         soft, text = (ShardReader(tmp_path / "prompts" / name / part) for name in ("soft", "text"))
         verify_shards(soft.folder)
@@ -396,26 +403,26 @@ def test_repeated_draws_of_a_small_catalogue_are_written(tiny_llama: Path, tmp_p
     save_random_backbone(run)
     questions = [content(q) for q in training_questions(run.config, load_task(run))]
     assert len({str(question) for question in questions}) < len(questions)
-    run_prompts(run)
+    run_prompts(run, "text")
     assert len(ShardReader(tmp_path / "prompts/text/train")) == len(questions) == 160
 
 
 def test_nothing_to_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "training_questions", lambda config, task: iter(()))
     with pytest.raises(UserError, match="no user has two training items"):
-        run_prompts(small_run(tmp_path))
+        run_prompts(small_run(tmp_path), "soft")
 
 
 def test_states_in_chunks_are_those_of_one_user(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "CHUNK", 7)
+    monkeypatch.setattr(evaluate, "SCORES_PER_CHUNK", 7 * 6 * 8)  # seven users
     data = TopKData.from_split(task.scenario.splits.topk, task.tables.num_users, task.tables.num_items)
     backbone = sasrec.SASRec.build(data, sasrec.Settings(embedding=8, max_length=6)).eval()
     users_N = np.array([3, 0, 5, 3, *range(10, 25)])
     histories = [task.train_sequences[user][: 1 + n % 4] for n, user in enumerate(users_N)]
-    found_ND = user_states(backbone, users_N, histories)
+    found_ND = user_vectors(backbone, users_N, histories)
     for n, user in enumerate(users_N.tolist()):
         torch.testing.assert_close(found_ND[n], one_state(backbone, user, histories[n]), atol=1e-5, rtol=1e-5)
-    assert user_states(backbone, users_N[:0], []).shape == (0, 8)
+    assert user_vectors(backbone, users_N[:0], []).shape == (0, 8)
 
 
 # ---- favourite genres
@@ -508,15 +515,20 @@ def test_the_stage_asks_both_with_and_without_vectors(
     task = load_task(run)
     first = asked_samples(task, run.config.scenario).rows.user_N[:3]
 
-    def answerer(run: Any, task: Any, method: Method, users_N: np.ndarray, histories: Any) -> Any:
+    @contextmanager
+    def answerer(
+        run: Any, task: Any, method: Method, llm: Any, users_N: np.ndarray, histories: Any
+    ) -> Iterator[Any]:
         assert users_N.tolist() == first.tolist()
         assert [h.tolist() for h in histories] == [task.histories[user].tolist() for user in first]
         if method.vectors is None:
-            return llm
+            yield llm
+            return
         projection = Projection(Widths(5, 7, 12, 64)).requires_grad_(False)
-        return ProjectedLM(llm, projection, torch.randn(3, 5), torch.randn(NUM_ITEMS, 7)).eval()
+        yield ProjectedLM(llm, projection, torch.randn(3, 5), torch.randn(NUM_ITEMS, 7)).eval()
 
-    monkeypatch.setattr(genres, "load_answerer", answerer)
+    monkeypatch.setattr(genres, "load_llm", lambda run: llm)
+    monkeypatch.setattr(genres, "answerer", answerer)
     genres.run_genres(run)
     rows = [json.loads(text) for text in run.path("genres.jsonl").read_text().splitlines()]
     asked = [(method, user) for method in ("LLM-only", "A-LLMRec") for user in first.tolist()]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,19 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from recloom.data_shards.artifacts import file_sha256, fsync_path
+from recloom.data_shards.artifacts import atomic_write_bytes, file_sha256
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.config_io import digest
 from recloom.trainer.systems.a_llmrec.settings import AlignBlock
 
-CHECKPOINT, TEMPORARY = "checkpoint.pt", ".checkpoint.pt.tmp"
+CHECKPOINT = "checkpoint.pt"
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """A reader sees the old checkpoint or the new, never a part."""
-    torch.save(state, folder / TEMPORARY)
-    fsync_path(folder / TEMPORARY)
-    os.replace(folder / TEMPORARY, folder / CHECKPOINT)
-    fsync_path(folder)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    atomic_write_bytes(folder / CHECKPOINT, buffer.getvalue())
 
 
 def read_checkpoint(folder: Path, run_digest: str) -> dict[str, Any] | None:
@@ -39,8 +38,7 @@ def read_checkpoint(folder: Path, run_digest: str) -> dict[str, Any] | None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    for name in (CHECKPOINT, TEMPORARY):
-        (folder / name).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def digest_of_run(

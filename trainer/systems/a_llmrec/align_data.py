@@ -18,13 +18,10 @@ from torch import Tensor
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.collaborative.base import Backbone
-from recloom.trainer.collaborative.data import pad_histories
+from recloom.trainer.collaborative.evaluate import user_vectors
 from recloom.trainer.collaborative.tasks import NegativeSampler, epoch_order
 from recloom.trainer.sentence_encoder import SentenceEncoder
 from recloom.trainer.systems.a_llmrec.settings import AlignBlock
-
-ITEMS_PER_CHUNK = 65_536
-"""16 MB: items of history, 64 wide, in one layer of a recommender."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +109,10 @@ class States:
             return self.compute(rows_N)
         return self.kept_TD[torch.from_numpy(rows_N)]
 
-    @torch.no_grad()
     def compute(self, rows_N: np.ndarray) -> Tensor:
-        size = ITEMS_PER_CHUNK // max(1, self.backbone.history_length) or 1
-        chunks = [rows_N[start : start + size] for start in range(0, len(rows_N), size)]
-        return torch.cat([self.compute_chunk(rows_C) for rows_C in chunks])
-
-    def compute_chunk(self, rows_C: np.ndarray) -> Tensor:
-        users_C, places_C = self.examples.user_T[rows_C], self.examples.place_T[rows_C]
-        histories = [self.sequences[user][:place] for user, place in zip(users_C, places_C, strict=True)]
-        padded_CL = pad_histories(histories, self.backbone.history_length, self.backbone.num_items)
-        return self.backbone.user_vectors(torch.from_numpy(users_C), padded_CL)
+        users_N, places_N = self.examples.user_T[rows_N], self.examples.place_T[rows_N]
+        histories = [self.sequences[user][:place] for user, place in zip(users_N, places_N, strict=True)]
+        return user_vectors(self.backbone, users_N, histories)
 
 
 class TextVectors:

@@ -5,7 +5,8 @@ Shapes: N users asked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,35 @@ def load_llm(run: Run[ALLMRecConfig]) -> Any:
     return llm.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_answerer(
+@contextmanager
+def answerer(
     run: Run[ALLMRecConfig],
     task: Task,
     method: Method,
+    llm: Any,
     users_N: np.ndarray,
     histories: Sequence[np.ndarray],
-) -> Any:
-    """A method's model. Row n of its user vectors is the state behind histories[n] of users_N[n]."""
-    llm = load_llm(run)
-    if method.trained is None:
-        return llm
-    if method.vectors is not None:
-        tables = soft_tables(run, task, method.vectors, users_N, histories)
-        projection = trained_projection(run, method, llm.get_input_embeddings().embedding_dim).to(
-            llm.device, llm.dtype
-        )
-        return ProjectedLM(llm, projection, tables.users_ND, tables.items_IE).eval()
-    from peft import PeftModel
+) -> Iterator[Any]:
+    """A method's model around the LLM, which is as it was afterwards.
 
-    folder = model_folder(run, method)
-    read_manifest(folder, verify=True)
-    return PeftModel.from_pretrained(llm, folder).eval()
+    Row n of its user vectors is the state behind histories[n] of users_N[n].
+    """
+    if method.trained is None:
+        yield llm
+    elif method.vectors is None:
+        from peft import PeftModel
+
+        folder = model_folder(run, method)
+        read_manifest(folder, verify=True)
+        adapted = PeftModel.from_pretrained(llm, folder).eval()
+        yield adapted
+        adapted.unload()
+    else:
+        tables = soft_tables(run, task, method.vectors, users_N, histories)
+        projection = load_projection(model_folder(run, method))
+        check_widths(projection, llm, method)
+        projection.to(llm.device, llm.dtype)
+        yield ProjectedLM(llm, projection, tables.users_ND, tables.items_IE).eval()
 
 
 def model_folder(run: Run[ALLMRecConfig], method: Method) -> Path:
@@ -65,16 +73,10 @@ def model_folder(run: Run[ALLMRecConfig], method: Method) -> Path:
     return out_folder(models_run(run), method.trained) / "model"
 
 
-def trained_projection(run: Run[ALLMRecConfig], method: Method, width: int) -> Projection:
-    """F_U and F_I of a method. Raises UserError when they project to another width than the LLM's."""
-    folder = model_folder(run, method)
-    projection = load_projection(folder)
-    check_widths(projection.widths.tokens, width, str(folder))
-    return projection
-
-
-def check_widths(found: int, wanted: int, folder: str) -> None:
+def check_widths(projection: Projection, llm: Any, method: Method) -> None:
+    found, wanted = projection.widths.tokens, llm.get_input_embeddings().embedding_dim
     if found != wanted:
         raise UserError(
-            f"{folder}: it projects to width {found}, the LLM has {wanted}: name the LLM it was trained with."
+            f"{method.name}: it projects to width {found}, the LLM has {wanted}: name the LLM that it was "
+            "trained with in model.path."
         )

@@ -16,7 +16,7 @@ from recloom.data_shards.textualize.next_item import genres_sample
 from recloom.data_shards.textualize.template import load_template
 from recloom.trainer.loss import soft_inputs
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.a_llmrec.answerers import load_answerer
+from recloom.trainer.systems.a_llmrec.answerers import answerer, load_llm
 from recloom.trainer.systems.a_llmrec.asked import asked_samples
 from recloom.trainer.systems.a_llmrec.methods import METHODS, Method
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
@@ -28,31 +28,29 @@ from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 def run_genres(run: Run[ALLMRecConfig]) -> None:
     """One line a user and method in genres.jsonl; the LLM alone is asked in any case."""
-    task = load_task(run)
+    task, llm = load_task(run), load_llm(run)
     rows = []
     for method in (METHODS["llm_only"][0], METHODS["a_llmrec"][0]):
-        rows += method_rows(run, task, method)
+        rows += method_rows(run, task, method, llm)
     atomic_write_text(run.path("genres.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def method_rows(run: Run[ALLMRecConfig], task: Task, method: Method) -> list[dict[str, Any]]:
+def method_rows(run: Run[ALLMRecConfig], task: Task, method: Method, llm: Any) -> list[dict[str, Any]]:
     settings = run.config.genres
     assert settings is not None
     asked = asked_samples(task, run.config.scenario)
     questions = questions_of(task, asked)[: settings.users]
-    users_N = asked.rows.user_N[: settings.users]
-    model = load_answerer(run, task, method, users_N, [question.history for question in questions])
+    users_N, histories = asked.rows.user_N[: settings.users], [question.history for question in questions]
     writer = make_writer(run, task.tables.titles, soft=method.vectors is not None)
     template = load_template(run.config.prompts.genres_template, next_item.GENRES)
     renderer = make_renderer(run)
     bar = tqdm(questions, desc=f"genres {method.name}", unit="user", disable=None)
-    return [
-        {
-            "method": method.name,
-            **answered(model, writer, template, renderer, n, question, settings.max_tokens),
-        }
-        for n, question in enumerate(bar)
-    ]
+    with answerer(run, task, method, llm, users_N, histories) as model:
+        answers = [
+            answered(model, writer, template, renderer, n, question, settings.max_tokens)
+            for n, question in enumerate(bar)
+        ]
+    return [{"method": method.name, **answer} for answer in answers]
 
 
 def answered(

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from recloom.data_shards.artifacts import atomic_write_json
 from recloom.data_shards.candidates import Candidates, Part, stored_candidates
-from recloom.data_shards.cards import dataset_card, format_card
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.scenarios import Scenario, scenarios
-from recloom.data_shards.sources.registry import source_module
-from recloom.data_shards.splits import Splits, leave_one_out
+from recloom.data_shards.splits import Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer.config_io import read_config
+from recloom.trainer.preparation import load_data, prepare_tables
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
@@ -41,17 +39,8 @@ class Task:
 
 
 def run_prepare(run: Run[ALLMRecConfig]) -> None:
-    config = run.config
     models_run(run)  # a wrong one is told before anything is written
-    module = source_module(config.data.source)
-    settings = module.Settings(**config.data.model_dump(exclude={"source"}))
-    tables = module.load(settings, run.cache)
-    splits = leave_one_out(tables, config.positive_rating)
-    card = dataset_card(tables, splits)
-    tables.save(run.path("data/tables"))
-    draw_lists(run, tables, splits)
-    atomic_write_json(run.path("data/card.json"), card)
-    print(format_card(card), flush=True)
+    draw_lists(run, *prepare_tables(run))
 
 
 def draw_lists(run: Run[ALLMRecConfig], tables: Tables, splits: Splits) -> dict[Part, Candidates]:
@@ -89,8 +78,7 @@ def models_run(run: Run[ALLMRecConfig]) -> Run[ALLMRecConfig]:
 
 def load_task(run: Run[ALLMRecConfig]) -> Task:
     """The prepared data as the scenario cuts them."""
-    tables = Tables.load(run.path("data/tables"))
-    splits = leave_one_out(tables, run.config.positive_rating)
+    tables, splits = load_data(run)
     drawn = draw_lists(run, tables, splits)
     settings = run.config.scenario
     # Another run's models answer: what this data set would be learned from is not looked at.

@@ -12,13 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recloom.trainer.engine import Engine, embedding_scale, load_partitioned
-from recloom.trainer.instruction_tuning import DeepSpeedSettings, train
 from recloom.trainer.models import load_tokenizer, resolve_model
+from recloom.trainer.shard_training import DeepSpeedSettings, train
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.methods import METHODS
-from recloom.trainer.systems.a_llmrec.prepare import load_task
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, Widths, save_projection
-from recloom.trainer.systems.a_llmrec.prompts import load_states
+from recloom.trainer.systems.a_llmrec.prompts import load_cold, load_states
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock, MethodName
 from recloom.trainer.systems.a_llmrec.vectors import item_table, user_table
 
@@ -70,7 +69,7 @@ def training_tables(run: Run[ALLMRecConfig], name: MethodName) -> tuple[Tensor, 
     """The users' and the items' vectors that a projection is trained on."""
     vectors = METHODS[name][0].vectors
     assert vectors is not None
-    return user_table(run, load_states(run)), item_table(run, vectors, load_task(run).cold_I)
+    return user_table(run, load_states(run)), item_table(run, vectors, load_cold(run))
 
 
 def run_lora(run: Run[ALLMRecConfig]) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from recloom.data_shards.artifacts import atomic_write_bytes
+from recloom.data_shards.artifacts import MANIFEST, atomic_write_bytes, read_manifest, write_manifest
 from recloom.data_shards.candidates import NO_ITEM
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import Renderer
@@ -21,16 +23,18 @@ from recloom.data_shards.shards import write_shards
 from recloom.data_shards.textualize import next_item
 from recloom.data_shards.textualize.next_item import NextItemContext, cut_titles, next_item_sample
 from recloom.data_shards.textualize.template import Template, TextOptions, load_template, one_line_titles
+from recloom.trainer.collaborative.evaluate import user_vectors
 from recloom.trainer.collaborative.registry import load_backbone
 from recloom.trainer.collaborative.tasks import NegativeSampler
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.a_llmrec.backbones import FOLDER, user_states
+from recloom.trainer.systems.a_llmrec.backbones import FOLDER
 from recloom.trainer.systems.a_llmrec.methods import projected
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, PromptsBlock
 
-STATES = "user_states.safetensors"
+CorpusName: TypeAlias = Literal["soft", "text"]
+STATES, STATES_FILE = "prompts/soft/states", "user_states.safetensors"
 USERS_NUMBER, NEGATIVES_NUMBER, VALIDATION_NUMBER = 31, 32, 33  # one stream of draws each
 SAMPLES_PER_SHARD = 2000
 
@@ -92,39 +96,63 @@ def shown_titles(prompts: PromptsBlock, titles: list[str]) -> list[str]:
     return cut_titles(one_line_titles(titles), prompts.title_words)
 
 
-def corpora(config: ALLMRecConfig) -> dict[str, bool]:
-    """Which corpora are needed, by name, and whether they have soft tokens."""
-    wanted = {"soft": True} if projected(config) else {}
-    return wanted | ({"text": False} if "tallrec" in config.methods else {})
+def corpora(config: ALLMRecConfig) -> list[CorpusName]:
+    """The corpora that the methods need: with soft tokens, and of text alone."""
+    soft: list[CorpusName] = ["soft"] if projected(config) else []
+    return [*soft, "text"] if "tallrec" in config.methods else soft
 
 
-def run_prompts(run: Run[ALLMRecConfig]) -> None:
-    """Write the corpora, and one user state a question: x_u behind the history, before the target."""
+def run_prompts(run: Run[ALLMRecConfig], name: CorpusName) -> None:
+    """Write one corpus; beside soft tokens also one user state a question: x_u behind the history."""
     config, task = run.config, load_task(run)
     train = list(training_questions(config, task))
     if not train:
         raise UserError("prompts: no user has two training items: use more data.")
     valid = validation_questions(config, task)
-    backbone = load_backbone(run.path(FOLDER))
-    questions = [*train, *valid]
-    states_ND = user_states(backbone, np.array([q.user for q in questions]), [q.history for q in questions])
-    run.path("prompts").mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(run.path("prompts") / STATES, safetensors.torch.save({"states": states_ND}))
+    if name == "soft":
+        write_states(run, task, [*train, *valid])
     renderer = Renderer(load_tokenizer(resolve_model(config.model.path, run.cache)))
-    for name, soft in corpora(config).items():
-        writer = make_writer(run, task.tables.titles, soft)
-        for part, found, first in (("train", train, 0), ("valid", valid, len(train))):
-            if found:
-                samples = (writer.sample(question, first + n) for n, question in enumerate(found))
-                folder = run.path(f"prompts/{name}/{part}")
-                manifest = write_shards(samples, renderer, folder, SAMPLES_PER_SHARD, corpus=name, part=part)
-                tokens = manifest["num_tokens"] / manifest["num_samples"]
-                print(f"prompts {name}/{part}: {len(found)} prompts, {tokens:.0f} tokens each", flush=True)
+    writer = make_writer(run, task.tables.titles, name == "soft")
+    for part, found, first in (("train", train, 0), ("valid", valid, len(train))):
+        if found:
+            samples = (writer.sample(question, first + n) for n, question in enumerate(found))
+            folder = run.path(f"prompts/{name}/{part}")
+            manifest = write_shards(samples, renderer, folder, SAMPLES_PER_SHARD, corpus=name, part=part)
+            tokens = manifest["num_tokens"] / manifest["num_samples"]
+            print(f"prompts {name}/{part}: {len(found)} prompts, {tokens:.0f} tokens each", flush=True)
+
+
+def write_states(run: Run[ALLMRecConfig], task: Task, questions: list[Question]) -> None:
+    """States of the questions, and which items are cold: all that ranks need of the data set."""
+    backbone = load_backbone(run.path(FOLDER))
+    states_ND = user_vectors(backbone, np.array([q.user for q in questions]), [q.history for q in questions])
+    save_states(run, states_ND, task.cold_I)
+
+
+def save_states(run: Run[ALLMRecConfig], states_ND: Tensor, cold_I: np.ndarray) -> None:
+    folder = run.path(STATES)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    tensors = {"states": states_ND, "cold": torch.from_numpy(cold_I)}
+    atomic_write_bytes(folder / STATES_FILE, safetensors.torch.save(tensors))
+    write_manifest(folder)
 
 
 def load_states(run: Run[ALLMRecConfig]) -> Tensor:
     """The user states (N, D) of the training and then the validation questions."""
-    return safetensors.torch.load_file(run.path("prompts") / STATES)["states"]
+    return read_states(run)["states"]
+
+
+def load_cold(run: Run[ALLMRecConfig]) -> np.ndarray:
+    """Which items (I,) had no training interaction."""
+    cold_I: np.ndarray = read_states(run)["cold"].numpy()
+    return cold_I
+
+
+def read_states(run: Run[ALLMRecConfig]) -> dict[str, Tensor]:
+    """Raises UserError for a folder that is incomplete or damaged."""
+    read_manifest(run.path(STATES), verify=True)
+    return safetensors.torch.load_file(run.path(STATES) / STATES_FILE)
 
 
 def training_questions(config: ALLMRecConfig, task: Task) -> Iterator[Question]:

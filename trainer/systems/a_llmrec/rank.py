@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from recloom.trainer.candidate_scoring import score_answers
 from recloom.trainer.collaborative.registry import load_backbone
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.a_llmrec.answerers import load_answerer
+from recloom.trainer.systems.a_llmrec.answerers import answerer, load_llm
 from recloom.trainer.systems.a_llmrec.asked import Asked, asked_full, asked_samples
 from recloom.trainer.systems.a_llmrec.backbones import FOLDER
 from recloom.trainer.systems.a_llmrec.methods import Method, asked_methods
@@ -55,9 +56,10 @@ def all_asked(run: Run[ALLMRecConfig], task: Task) -> list[Asked]:
 def run_rank(run: Run[ALLMRecConfig]) -> None:
     """Ask with Hugging Face in this process."""
     task = load_task(run)
+    llm = cache(partial(load_llm, run))  # loaded once, and not where every answer is there
     for method in asked_methods(run.config):
         for asked in all_asked(run, task):
-            lines = ask(run, task, method, asked)
+            lines = ask(run, task, method, asked, llm)
             seconds = sum(line.seconds or 0 for line in lines) / max(1, len(lines))
             print(f"rank {method.name}{asked.suffix}: {len(lines)} users, {seconds:.2f} s each", flush=True)
 
@@ -77,20 +79,24 @@ def questions_of(task: Task, asked: Asked) -> list[Question]:
     return [Question(user, histories[n], asked.candidates(n), None) for n, user in enumerate(users)]
 
 
-def ask(run: Run[ALLMRecConfig], task: Task, method: Method, asked: Asked) -> list[Line]:
+def ask(
+    run: Run[ALLMRecConfig], task: Task, method: Method, asked: Asked, llm: Callable[[], Any]
+) -> list[Line]:
     """Ask about the users that the file does not hold yet; the file's whole lines are kept."""
     path = answers_path(run, method, asked)
     done = keep_whole_lines(path)
     questions = questions_of(task, asked)
     if len(done) == len(questions):
         return done
-    model = load_answerer(run, task, method, asked.rows.user_N, [question.history for question in questions])
+    histories = [question.history for question in questions]
     writer = make_writer(run, task.tables.titles, soft=method.vectors is not None)
-    lines = scored(model, writer, make_renderer(run), questions, first=len(done))
-    with open(path, "a") as file:
-        for line in tqdm(
-            lines, desc=method.name, unit="user", total=len(questions), initial=len(done), disable=None
-        ):
+    with (
+        answerer(run, task, method, llm(), asked.rows.user_N, histories) as model,
+        open(path, "a") as file,
+    ):
+        lines = scored(model, writer, make_renderer(run), questions, first=len(done))
+        told: dict[str, Any] = {"desc": method.name, "unit": "user", "initial": len(done)}
+        for line in tqdm(lines, total=len(questions), disable=None, **told):
             done.append(line)
             file.write(json.dumps(asdict(line)) + "\n")
             if len(done) % FLUSH_EVERY == 0:

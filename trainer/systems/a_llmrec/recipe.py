@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recloom.data_shards.textualize.template import template_path
-from recloom.trainer.config import TrainingBlock
-from recloom.trainer.config_rules import named_paths
 from recloom.trainer.report.html import write_report
+from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.a_llmrec import (
     align_stage,
@@ -25,8 +22,6 @@ from recloom.trainer.systems.a_llmrec import (
 from recloom.trainer.systems.a_llmrec.methods import asked_methods, projected
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock, MethodName, ProjectBlock
 
-# What only changes what is shown or kept must not make a finished training run again.
-NO_INFLUENCE = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
 MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", "seed")
 QUESTIONS = (
     "prompts.template",
@@ -90,20 +85,21 @@ def data_stages(config: ALLMRecConfig) -> list[Stage]:
                 inputs=encoder_files,
             )
         )
-    if prompts.corpora(config):
-        found.append(
-            Stage(
-                "prompts",
-                "write the questions of stage 2",
-                "process",
-                needs=("backbone",),
-                settings=(*QUESTIONS, *PROMPTS, "model.path", "seed"),
-                outputs=("prompts",),
-                run=prompts.run_prompts,
-                inputs=lambda run: [template_files(run), model_files(run), prompts.corpora(run.config)],
-            )
-        )
-    return found
+    return [*found, *(prompts_stage(name) for name in prompts.corpora(config))]
+
+
+def prompts_stage(name: prompts.CorpusName) -> Stage:
+    """A stage a corpus, so that a method more makes nothing again."""
+    return Stage(
+        f"prompts_{name}",
+        f"write the questions of stage 2 ({name})",
+        "process",
+        needs=("backbone",),
+        settings=(*QUESTIONS, *PROMPTS, "model.path", "seed"),
+        outputs=(f"prompts/{name}",),
+        run=lambda run: prompts.run_prompts(run, name),
+        inputs=lambda run: [template_files(run), model_files(run)],
+    )
 
 
 def training_stages(config: ALLMRecConfig) -> list[Stage]:
@@ -116,7 +112,7 @@ def training_stages(config: ALLMRecConfig) -> list[Stage]:
                 "lora",
                 "TALLRec: low-rank adaptation of the LLM on text",
                 "ranks",
-                needs=("prompts",),
+                needs=("prompts_text",),
                 settings=settings,
                 outputs=("tune/tallrec",),
                 run=project.run_lora,
@@ -132,7 +128,7 @@ def project_stage(name: MethodName) -> Stage:
         f"project_{name}",
         f"stage 2: project vectors into the LLM's token space ({name})",
         "ranks",
-        needs=("prompts", *aligned),
+        needs=("prompts_soft", *aligned),
         settings=(*MODEL, *training_settings("project", ProjectBlock)),
         outputs=(f"tune/{name}",),
         run=lambda run: project.run_project(run, name),
@@ -168,12 +164,12 @@ def asking_stages(config: ALLMRecConfig, needs: tuple[str, ...]) -> list[Stage]:
 
 def rank_stage(config: ALLMRecConfig, needs: tuple[str, ...]) -> Stage:
     """In this process, or by bulk passes."""
-    settings: tuple[str, ...] = (*QUESTIONS, "scenario", "methods", "model.path")
-    inputs: Callable[[Run], Any] = lambda run: [template_files(run), model_files(run), trained_files(run)]  # noqa: E731
+    # item_text: of another data set's items, where this run has no stage `align`
+    settings: tuple[str, ...] = (*QUESTIONS, "scenario", "methods", "item_text", "model.path")
     title = "let the LLM rank the candidates"
     if config.rank.engine == "hf":
         settings = (*settings, "model.dtype", "rank")
-        return Stage("rank", title, "process", needs, settings, ("rank",), rank.run_rank, inputs=inputs)
+        return Stage("rank", title, "process", needs, settings, ("rank",), rank.run_rank, inputs=asking_files)
     outputs = ("rank", *(f"bulk/rank_{method.key}" for method in asked_methods(config)))
     return Stage(
         "rank",
@@ -184,7 +180,7 @@ def rank_stage(config: ALLMRecConfig, needs: tuple[str, ...]) -> Stage:
         outputs,
         vllm_rank.run_vllm_rank,
         passes=vllm_rank.passes,
-        inputs=inputs,
+        inputs=asking_files,
     )
 
 
@@ -197,21 +193,12 @@ def genres_stage(needs: tuple[str, ...]) -> Stage:
         settings=("genres", "scenario", "prompts", "model.path", "model.dtype"),
         outputs=("genres.jsonl",),
         run=genres.run_genres,
-        inputs=lambda run: [template_files(run), model_files(run), trained_files(run)],
+        inputs=asking_files,
     )
-
-
-def training_settings(block: str, kind: type[TrainingBlock]) -> tuple[str, ...]:
-    return tuple(f"{block}.{name}" for name in kind.model_fields if name not in NO_INFLUENCE)
 
 
 def report(run: Run[ALLMRecConfig]) -> None:
     write_report(run.folder)
-
-
-def user_files(run: Run[ALLMRecConfig]) -> Any:
-    """Checksums of the files that the data block names."""
-    return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
 
 
 def vector_files(run: Run[ALLMRecConfig]) -> Any:
@@ -224,11 +211,6 @@ def encoder_files(run: Run[ALLMRecConfig]) -> Any:
     return folder_state(Path(run.config.item_text.encoder).expanduser())
 
 
-def model_files(run: Run[ALLMRecConfig]) -> Any:
-    """What a local model folder holds now; nothing for a name or a hub id."""
-    return folder_state(Path(run.config.model.path).expanduser())
-
-
 def trained_files(run: Run[ALLMRecConfig]) -> Any:
     """The models of the run that `scenario.trained` names; nothing for models trained here."""
     trained = run.config.scenario.trained
@@ -236,7 +218,11 @@ def trained_files(run: Run[ALLMRecConfig]) -> Any:
 
 
 def template_files(run: Run[ALLMRecConfig]) -> Any:
-    """The prompt templates' texts: an edited one makes new questions."""
+    """The texts of the templates that questions are made of."""
     prompts = run.config.prompts
-    paths = [template_path(name) for name in (prompts.template, prompts.genres_template)]
-    return [path.read_text() if path.is_file() else None for path in paths]
+    return template_texts((prompts.template, prompts.genres_template))
+
+
+def asking_files(run: Run[ALLMRecConfig]) -> Any:
+    """All that answers depend on beside this run's own stages."""
+    return [template_files(run), model_files(run), trained_files(run)]

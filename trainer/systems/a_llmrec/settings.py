@@ -98,18 +98,23 @@ class AlignBlock(AlignmentSettings):
     checkpoint_every: int = Field(default=50, ge=0, description="Steps between checkpoints; 0: none.")
 
 
-class ProjectBlock(TrainingBlock):
-    """Stage 2: F_U and F_I into the token space of the frozen LLM. One prompt a row."""
+class PromptTraining(TrainingBlock):
+    """What the paper sets alike for all that is trained on prompts; one prompt a row."""
 
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     schedule: Literal["cosine", "constant"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
     gradient_clipping: float = Field(default=0.0, ge=0)
     gradient_checkpointing: bool = False
     pack_length: int = Field(default=16, ge=16, description="Tokens in a packed row; 16: one prompt a row.")
     rows_per_step: int = Field(default=4, ge=1, description="Rows an optimizer step, over all ranks.")
+
+
+class ProjectBlock(PromptTraining):
+    """Stage 2: F_U and F_I into the token space of the frozen LLM."""
+
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     user_vector: bool = Field(default=True, description="Off: row 2 of Table 7.")
     item_vectors: Literal["joint", "none", "random"] = Field(
         default="joint",
@@ -134,17 +139,9 @@ class ProjectBlock(TrainingBlock):
     validation: int = Field(default=64, ge=0, description="Validation prompts of which the loss is told.")
 
 
-class LoraBlock(TrainingBlock):
+class LoraBlock(PromptTraining):
     """TALLRec: low-rank adaptation of the LLM on prompts of text only, otherwise trained as stage 2."""
 
-    epochs: int = Field(default=5, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    schedule: Literal["cosine", "constant"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    gradient_clipping: float = Field(default=0.0, ge=0)
-    gradient_checkpointing: bool = False
-    pack_length: int = Field(default=16, ge=16, description="Tokens in a packed row; 16: one prompt a row.")
-    rows_per_step: int = Field(default=4, ge=1)
     r: PositiveInt = Field(default=8, description="Rank of the update.")
     lora_alpha: PositiveInt = 16
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recloom.trainer.collaborative.evaluate import user_vectors
 from recloom.trainer.collaborative.registry import load_backbone
 from recloom.trainer.item_texts import item_texts
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.align import load_alignment, load_joint
-from recloom.trainer.systems.a_llmrec.backbones import FOLDER, user_states
+from recloom.trainer.systems.a_llmrec.backbones import FOLDER
 from recloom.trainer.systems.a_llmrec.methods import Vectors
-from recloom.trainer.systems.a_llmrec.prepare import Task, load_task, models_run
+from recloom.trainer.systems.a_llmrec.prepare import Task, models_run
 from recloom.trainer.systems.a_llmrec.projection import standardised
-from recloom.trainer.systems.a_llmrec.prompts import load_states
+from recloom.trainer.systems.a_llmrec.prompts import load_cold, load_states
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 ALIGN = "align"
@@ -45,7 +46,7 @@ def soft_tables(
     source = models_run(run)
     if source is not run:
         return foreign_tables(run, source, task, histories)
-    states_ND = user_states(load_backbone(run.path(FOLDER)), users_N, histories)
+    states_ND = user_vectors(load_backbone(run.path(FOLDER)), users_N, histories)
     return SoftTables(user_table(run, states_ND), item_table(run, vectors, task.cold_I))
 
 
@@ -93,6 +94,6 @@ def foreign_tables(
     decoded_ID = alignment.items.decode(q_IE)
     nothing_D = torch.zeros(decoded_ID.shape[1])
     states_ND = torch.stack([decoded_ID[items].mean(0) if len(items) else nothing_D for items in histories])
-    cold_J = load_task(source).cold_I
+    cold_J = load_cold(source)
     known_JE = known_table(source, "joint", cold_J)[torch.from_numpy(~cold_J)]
     return SoftTables(user_table(source, states_ND), standardised(q_IE, known_JE))

@@ -20,20 +20,22 @@ from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import Renderer, SlotPosition
 from recloom.data_shards.textualize.next_item import quoted
 from recloom.kernels.trie_build import trie_of
-from recloom.trainer.models import resolve_model
+from recloom.trainer.models import local_model
 from recloom.trainer.requests import Answer, Catalogue, Request, SoftPrompt, read_answers
 from recloom.trainer.stages import BulkPass, Run
-from recloom.trainer.systems.a_llmrec.answerers import trained_projection
+from recloom.trainer.systems.a_llmrec.answerers import model_folder
 from recloom.trainer.systems.a_llmrec.asked import Asked
 from recloom.trainer.systems.a_llmrec.methods import Method, asked_methods
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
-from recloom.trainer.systems.a_llmrec.prompts import Question, make_writer
+from recloom.trainer.systems.a_llmrec.projection import Projection, load_projection
+from recloom.trainer.systems.a_llmrec.prompts import Question, make_writer, shown_titles
 from recloom.trainer.systems.a_llmrec.rank import (
     Line,
     all_asked,
     answers_path,
     make_renderer,
     questions_of,
+    title_answers,
 )
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 from recloom.trainer.systems.a_llmrec.vectors import soft_tables
@@ -44,7 +46,7 @@ PARTS = ("beams", "greedy")
 def passes(run: Run[ALLMRecConfig]) -> list[BulkPass]:
     """One pass a method and candidate set."""
     task, renderer = load_task(run), make_renderer(run)
-    model = Path(resolve_model(run.config.model.path, run.cache))
+    model = local_model(run.config.model.path, run.cache)
     trie = write_trie(run, task, renderer)
     return [
         BulkPass(pass_name(method, asked), model, list(requests_of(run, task, renderer, trie, method, asked)))
@@ -59,7 +61,7 @@ def pass_name(method: Method, asked: Asked) -> str:
 
 def write_trie(run: Run[ALLMRecConfig], task: Task, renderer: Renderer) -> Path:
     """The catalogue's quoted titles, end token behind each."""
-    titles = make_writer(run, task.tables.titles, soft=False).options.titles
+    titles = shown_titles(run.config.prompts, task.tables.titles)
     path = run.path("rank/titles.trie")
     path.parent.mkdir(parents=True, exist_ok=True)
     sequences = [renderer.answer_ids(quoted(title)) for title in titles]
@@ -77,10 +79,10 @@ def requests_of(
     for n, question in enumerate(questions):
         prompt, slots = renderer.render_slots(writer.sample(question, n).prompt)
         soft = None if rows_file is None else soft_prompt(rows_file, sha256, slots, len(questions))
+        longest = max(map(len, title_answers(writer, renderer, question)))
+        allowed = tuple(sorted(question.candidates))
         for part in PARTS:
             beams = len(question.candidates) if part == "beams" else 1
-            allowed = tuple(sorted(question.candidates))
-            longest = max(len(renderer.answer_ids(quoted(writer.options.titles[i]))) for i in allowed) + 1
             yield Request(
                 tuple(prompt),
                 max_tokens=longest,
@@ -93,14 +95,11 @@ def requests_of(
 def write_rows(
     run: Run[ALLMRecConfig], task: Task, method: Method, asked: Asked, questions: list[Question]
 ) -> Path:
-    """The projected rows (N + I, H): the users asked, then the catalogue."""
-    from transformers import AutoConfig
-
+    """The projected rows (N + I, H): the users asked, then the catalogue. The pass checks H."""
     assert method.vectors is not None
-    width = AutoConfig.from_pretrained(resolve_model(run.config.model.path, run.cache)).hidden_size
     histories = [question.history for question in questions]
     tables = soft_tables(run, task, method.vectors, asked.rows.user_N, histories)
-    projection = trained_projection(run, method, width)
+    projection = load_projection(model_folder(run, method))
     path = run.path(f"rank/{method.key}{asked.suffix}.safetensors")
     atomic_write_bytes(
         path, safetensors.torch.save({"rows": project(projection, tables.users_ND, tables.items_IE)})
@@ -109,12 +108,12 @@ def write_rows(
 
 
 @torch.no_grad()
-def project(projection: torch.nn.Module, users_ND: Tensor, items_IE: Tensor) -> Tensor:
+def project(projection: Projection, users_ND: Tensor, items_IE: Tensor) -> Tensor:
     """Rows of the users and of the items; a network that was not trained gives zeros, which nothing reads."""
     found = []
     for network, vectors_NX in ((projection.user, users_ND), (projection.item, items_IE)):
-        empty = torch.zeros(len(vectors_NX), projection.widths.tokens)  # type: ignore[union-attr, arg-type]
-        found.append(empty if network is None else network(vectors_NX))  # type: ignore[operator]
+        empty = torch.zeros(len(vectors_NX), projection.widths.tokens)
+        found.append(empty if network is None else network(vectors_NX))
     return torch.cat(found)
 
 
@@ -128,10 +127,10 @@ def soft_prompt(path: Path, sha256: str, slots: list[SlotPosition], num_users: i
 def run_vllm_rank(run: Run[ALLMRecConfig]) -> None:
     """Write the passes' answers as the lines that `evaluate` reads."""
     task = load_task(run)
+    titles = shown_titles(run.config.prompts, task.tables.titles)
     for method in asked_methods(run.config):
         for asked in all_asked(run, task):
             answers = read_answers(run.path(f"bulk/{pass_name(method, asked)}"))
-            titles = make_writer(run, task.tables.titles, soft=False).options.titles
             lines = [
                 line_of(q, answers[2 * n : 2 * n + 2], titles)
                 for n, q in enumerate(questions_of(task, asked))

@@ -22,6 +22,7 @@ from recloom.data_shards.splits import Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer import metrics
 from recloom.trainer.collaborative.evaluate import predict_ratings
+from recloom.trainer.preparation import load_data
 from recloom.trainer.requests import Answer, read_answers
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.aggregation import (
@@ -40,7 +41,6 @@ from recloom.trainer.systems.llama4rec.answers import (
 )
 from recloom.trainer.systems.llama4rec.backbones import Kind, has_backbone, open_backbone
 from recloom.trainer.systems.llama4rec.methods import LLAMA4REC, Asking, Method, Part, asked_as, methods
-from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.questions import CandidateLists, asked_rating_rows, candidate_lists
 from recloom.trainer.systems.llama4rec.rating_tokens import rating_scale
 from recloom.trainer.systems.llama4rec.results import Results

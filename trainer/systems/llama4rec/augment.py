@@ -24,11 +24,11 @@ from recloom.data_shards.textualize import attributes
 from recloom.data_shards.textualize.listwise import parse_listwise
 from recloom.data_shards.textualize.template import TextOptions, load_template, one_line_titles
 from recloom.trainer.models import load_tokenizer
+from recloom.trainer.preparation import load_data
 from recloom.trainer.requests import REQUESTS, Answer, Request, read_answers, read_requests
 from recloom.trainer.stages import BulkPass, Run
 from recloom.trainer.systems.llama4rec.augmented_data import augmented_tasks
 from recloom.trainer.systems.llama4rec.backbones import open_backbone
-from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
 from recloom.trainer.systems.llama4rec.questions import known_disliked, listwise_request
 from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig

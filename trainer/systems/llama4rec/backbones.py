@@ -20,13 +20,13 @@ from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.fit import fit
 from recloom.trainer.collaborative.registry import backbone_module, load_backbone, save_backbone
+from recloom.trainer.preparation import load_data
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.augmented_data import (
     augmented_tables,
     augmented_tasks,
     augmented_topk,
 )
-from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 Kind = Literal["base", "inner", "augmented"]

@@ -23,9 +23,9 @@ from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.evaluate import masked_scores, predict_ratings, rank_topk
 from recloom.trainer.models import load_tokenizer, resolve_model
+from recloom.trainer.preparation import load_data
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.backbones import held_back_mask, open_backbone, task_split
-from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
 from recloom.trainer.systems.llama4rec.rating_tokens import label_tree, rating_labels
 from recloom.trainer.systems.llama4rec.settings import InstructionsBlock, Llama4RecConfig

@@ -20,7 +20,7 @@ from recloom.data_shards.splits import Interactions
 from recloom.data_shards.textualize import listwise, rating
 from recloom.data_shards.textualize.template import Template, TextOptions, load_template, one_line_titles
 from recloom.trainer.collaborative.base import Backbone
-from recloom.trainer.collaborative.data import pad_histories
+from recloom.trainer.collaborative.evaluate import user_vectors
 from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 CHUNK = 4096
@@ -172,12 +172,8 @@ def similar_users(backbone: Backbone, histories: list[np.ndarray]) -> np.ndarray
     """
     num_users = len(histories)
     users_U = torch.arange(num_users)
-    padded_UL = pad_histories(histories, backbone.history_length, backbone.num_items)
-    parts = [
-        backbone.user_vectors(users_U[start : start + CHUNK], padded_UL[start : start + CHUNK])
-        for start in range(0, num_users, CHUNK)
-    ]
-    vectors_UD = torch.nn.functional.normalize(torch.cat(parts).float(), dim=1)
+    known_UD = user_vectors(backbone, users_U.numpy(), histories)
+    vectors_UD = torch.nn.functional.normalize(known_UD.float(), dim=1)
     empty_U = torch.tensor([len(items) == 0 for items in histories])
     nearest = torch.empty(num_users, dtype=torch.long)
     for start in range(0, num_users, CHUNK):

@@ -17,11 +17,11 @@ from recloom.data_shards.splits import Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer.collaborative.evaluate import predict_ratings
 from recloom.trainer.models import load_tokenizer
+from recloom.trainer.preparation import load_data
 from recloom.trainer.requests import Request, read_answers
 from recloom.trainer.stages import BulkPass, Run
 from recloom.trainer.systems.llama4rec.backbones import open_backbone, task_split
 from recloom.trainer.systems.llama4rec.methods import Asking, Part, askings, distinct
-from recloom.trainer.systems.llama4rec.prepare import load_data
 from recloom.trainer.systems.llama4rec.prompts import Prompter, make_prompter
 from recloom.trainer.systems.llama4rec.questions import (
     CandidateLists,

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recloom.data_shards.textualize.template import template_path
-from recloom.trainer.config_rules import named_paths
+from recloom.trainer.preparation import run_prepare
 from recloom.trainer.report.html import write_report
+from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
-from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, prepare, rank, tune
+from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, rank, tune
 from recloom.trainer.systems.llama4rec.settings import InstructionTraining, Llama4RecConfig
 
 ASKING = ("bulk.dtype", "bulk.max_model_len", "prompts", "seed")
-# What only changes what is shown or kept must not make a finished tuning run again.
-NO_INFLUENCE = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
 MODEL = ("model.path", "model.dtype", "model.attention")
-TRAINING = tuple(f"training.{name}" for name in InstructionTraining.model_fields if name not in NO_INFLUENCE)
+TRAINING = training_settings("training", InstructionTraining)
 
 
 def stages(config: Llama4RecConfig) -> list[Stage]:
@@ -35,7 +33,7 @@ def data_stages() -> list[Stage]:
             needs=(),
             settings=("data", "positive_rating"),
             outputs=("data",),
-            run=prepare.run_prepare,
+            run=run_prepare,
             inputs=user_files,
         ),
         Stage(
@@ -138,16 +136,6 @@ def report(run: Run[Llama4RecConfig]) -> None:
     write_report(run.folder)
 
 
-def user_files(run: Run[Llama4RecConfig]) -> Any:
-    """Checksums of the files that the data block names."""
-    return content_of(path for path in named_paths(run.config.data.model_dump()) if path.exists())
-
-
-def model_files(run: Run[Llama4RecConfig]) -> Any:
-    """What a local model folder holds now; nothing for a name or a hub id."""
-    return folder_state(Path(run.config.model.path).expanduser())
-
-
 def tuned_files(run: Run[Llama4RecConfig]) -> Any:
     """The models of the run that `model.tuned` names; nothing for models tuned here."""
     if run.config.model.tuned is None:
@@ -171,7 +159,6 @@ def mixed_corpora(run: Run[Llama4RecConfig]) -> Any:
 
 
 def template_files(run: Run[Llama4RecConfig]) -> Any:
-    """The prompt templates' texts: an edited template makes new instructions."""
+    """The texts of the templates that instructions are made of."""
     prompts = run.config.prompts
-    paths = [template_path(name) for name in (prompts.listwise_template, prompts.rating_template)]
-    return [path.read_text() if path.is_file() else None for path in paths]
+    return template_texts((prompts.listwise_template, prompts.rating_template))

@@ -39,7 +39,7 @@ def model_folder(run: Run[Llama4RecConfig], model: str) -> Path:
 
 def run_tune(run: Run[Llama4RecConfig], model: str) -> None:
     """Called on every rank."""
-    from recloom.trainer.instruction_tuning import tune
+    from recloom.trainer.shard_training import tune
 
     config = run.config
     base = resolve_model(config.model.path, run.cache)
