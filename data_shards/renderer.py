@@ -74,10 +74,12 @@ class Renderer:
 
     The tokenizer must be a "fast" one (the Rust backend), because entity spans need character offsets.
     Text never turns into control tokens: a title that reads "</s>" is tokenised as these four characters.
+    Sequences begin as the tokenizer begins a text; with `start` they begin with its start token in any case,
+    where it has one. Decoders rest their attention on the first position, so a vector is better not there.
     Raises UserError for a tokenizer without offsets, without an end token, or whose tokens cross lines.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: bool = False) -> None:
         self._name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         self._backend = private_backend(tokenizer, self._name)
         if tokenizer.eos_token_id is None:
@@ -85,7 +87,10 @@ class Renderer:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.prefix_ids: list[int] = start_ids(tokenizer)
-        self._fingerprint = fingerprint(tokenizer)
+        added = start and not self.prefix_ids and tokenizer.bos_token_id is not None
+        if added:
+            self.prefix_ids = [tokenizer.bos_token_id]
+        self._fingerprint = fingerprint(tokenizer) + ("+start" if added else "")
         self._piece = lru_cache(maxsize=NUM_CACHED_PIECES)(self._tokenise)
         self._anchor = self._find_anchor()
         self._check_cuts()

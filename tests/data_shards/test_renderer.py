@@ -255,6 +255,18 @@ def test_start_and_end_tokens(smol: Any, llama2: Any) -> None:
         Renderer(llama2).render(Sample("k", sample.prompt, (), {}))
 
 
+def test_a_start_token_in_any_case(smol: Any, llama2: Any) -> None:
+    """A vector at the head of a prompt stands behind it; shards of the two kinds are told apart."""
+    headed, native = Renderer(smol, start=True), Renderer(llama2, start=True)
+    ids, slots = headed.render_slots([Slot("user", 3), Literal(" likes\n")])
+    assert ids[0] == smol.bos_token_id and slots == [(1, "user", 3)]
+    assert ids[1:] == Renderer(smol).render_prompt([Slot("user", 3), Literal(" likes\n")])
+    assert headed.fingerprint() != Renderer(smol).fingerprint()
+    assert (
+        native.prefix_ids == [llama2.bos_token_id] and native.fingerprint() == Renderer(llama2).fingerprint()
+    )
+
+
 def test_fingerprint_tells_tokenizers_apart(smol: Any, llama2: Any, smollm2: Path, tmp_path: Path) -> None:
     assert fingerprint(smol) != fingerprint(llama2)
     smol.save_pretrained(tmp_path)

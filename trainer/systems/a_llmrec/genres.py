@@ -21,8 +21,8 @@ from recloom.trainer.systems.a_llmrec.asked import asked_samples
 from recloom.trainer.systems.a_llmrec.methods import METHODS, Method
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM
-from recloom.trainer.systems.a_llmrec.prompts import Question, Writer, make_writer
-from recloom.trainer.systems.a_llmrec.rank import make_renderer, questions_of
+from recloom.trainer.systems.a_llmrec.prompts import Question, Writer, make_renderer, make_writer
+from recloom.trainer.systems.a_llmrec.rank import questions_of
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 

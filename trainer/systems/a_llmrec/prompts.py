@@ -80,6 +80,11 @@ class Writer:
         )
 
 
+def make_renderer(run: Run[ALLMRecConfig]) -> Renderer:
+    """With a start token before the user's vector, as the paper's OPT has it."""
+    return Renderer(load_tokenizer(resolve_model(run.config.model.path, run.cache)), start=True)
+
+
 def make_writer(run: Run[ALLMRecConfig], titles: list[str], soft: bool) -> Writer:
     config = run.config
     prompts, project = config.prompts, config.project
@@ -111,7 +116,7 @@ def run_prompts(run: Run[ALLMRecConfig], name: CorpusName) -> None:
     valid = validation_questions(config, task)
     if name == "soft":
         write_states(run, task, [*train, *valid])
-    renderer = Renderer(load_tokenizer(resolve_model(config.model.path, run.cache)))
+    renderer = make_renderer(run)
     writer = make_writer(run, task.tables.titles, name == "soft")
     for part, found, first in (("train", train, 0), ("valid", valid, len(train))):
         if found:

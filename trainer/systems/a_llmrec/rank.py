@@ -17,14 +17,13 @@ from recloom.data_shards.renderer import Renderer
 from recloom.data_shards.textualize.next_item import quoted
 from recloom.trainer.candidate_scoring import score_answers
 from recloom.trainer.collaborative.registry import load_backbone
-from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.answerers import answerer, load_llm
 from recloom.trainer.systems.a_llmrec.asked import Asked, asked_full, asked_samples
 from recloom.trainer.systems.a_llmrec.backbones import FOLDER
 from recloom.trainer.systems.a_llmrec.methods import Method, asked_methods
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
-from recloom.trainer.systems.a_llmrec.prompts import Question, Writer, make_writer
+from recloom.trainer.systems.a_llmrec.prompts import Question, Writer, make_renderer, make_writer
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 FLUSH_EVERY = 16
@@ -66,10 +65,6 @@ def run_rank(run: Run[ALLMRecConfig]) -> None:
 
 def answers_path(run: Run[ALLMRecConfig], method: Method, asked: Asked) -> Path:
     return run.path(f"rank/{method.key}{asked.suffix}.jsonl")
-
-
-def make_renderer(run: Run[ALLMRecConfig]) -> Renderer:
-    return Renderer(load_tokenizer(resolve_model(run.config.model.path, run.cache)))
 
 
 def questions_of(task: Task, asked: Asked) -> list[Question]:

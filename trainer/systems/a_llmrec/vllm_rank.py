@@ -28,12 +28,11 @@ from recloom.trainer.systems.a_llmrec.asked import Asked
 from recloom.trainer.systems.a_llmrec.methods import Method, asked_methods
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
 from recloom.trainer.systems.a_llmrec.projection import Projection, load_projection
-from recloom.trainer.systems.a_llmrec.prompts import Question, make_writer, shown_titles
+from recloom.trainer.systems.a_llmrec.prompts import Question, make_renderer, make_writer, shown_titles
 from recloom.trainer.systems.a_llmrec.rank import (
     Line,
     all_asked,
     answers_path,
-    make_renderer,
     questions_of,
     title_answers,
 )
