@@ -40,14 +40,15 @@ def tune(
     def export(engine: Engine, folder: Path) -> None:
         engine.export(folder, load_tokenizer(model_path))
 
-    train(config, training, label, load_tokenizer(model_path), corpus, out, build, export)
+    tokenizer = fingerprint(load_tokenizer(model_path))
+    train(config, training, label, tokenizer, corpus, out, build, export)
 
 
 def train(
     config: RunConfig,
     training: TrainingBlock,
     label: str,
-    tokenizer: Any,
+    tokenizer: str,
     corpus: Path,
     out: Path,
     build: Callable[[DeepSpeedSettings], Any],
@@ -59,6 +60,7 @@ def train(
     earlier run was cut off. `out/model/manifest.json` is written last and marks the end.
 
     Args:
+        tokenizer: the fingerprint that the shards must have.
         build: makes the network from DeepSpeed's settings; what requires a gradient is trained.
         export: called by all ranks, rank 0 writes into the given folder.
     """
@@ -66,7 +68,7 @@ def train(
     set_threads()
     torch.manual_seed(config.seed)
     check_shards(corpus)
-    source = open_shards(corpus / "train", fingerprint(tokenizer), training.context)
+    source = open_shards(corpus / "train", tokenizer, training.context)
     ds_config = deepspeed_json(config.model, training, config.parallel, world_size)
     engine = Engine(build(ds_config), ds_config)
     stream = make_stream(training, config.seed, source, rank, world_size)

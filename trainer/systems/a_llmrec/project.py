@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recloom.trainer.engine import Engine, embedding_scale, load_partitioned
-from recloom.trainer.models import load_tokenizer, resolve_model
+from recloom.trainer.models import resolve_model
 from recloom.trainer.shard_training import DeepSpeedSettings, train
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.methods import METHODS
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, Widths, save_projection
-from recloom.trainer.systems.a_llmrec.prompts import load_cold, load_states
+from recloom.trainer.systems.a_llmrec.prompts import load_cold, load_states, make_renderer
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock, MethodName
 from recloom.trainer.systems.a_llmrec.vectors import item_table, user_table
 
@@ -57,7 +57,7 @@ def run_project(run: Run[ALLMRecConfig], name: MethodName) -> None:
         config,
         settings,
         f"project {name}",
-        load_tokenizer(base),
+        make_renderer(run).fingerprint(),
         run.path("prompts/soft"),
         out_folder(run, name),
         build,
@@ -90,7 +90,7 @@ def run_lora(run: Run[ALLMRecConfig]) -> None:
         config,
         settings,
         "lora tallrec",
-        load_tokenizer(base),
+        make_renderer(run).fingerprint(),
         run.path("prompts/text"),
         out_folder(run, "tallrec"),
         build,
