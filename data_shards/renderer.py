@@ -111,6 +111,12 @@ class Renderer:
         ids_T = np.concatenate([prefix_T, prompt.ids_T, answer.ids_T, end_T])
         return Rendered(ids_T, num_prompt, prompt.spans + answer.spans, prompt.slots + answer.slots)
 
+    def render_text(self, sample: Sample) -> Rendered:
+        """A text that is only read: the prompt as training sees it, nothing behind it carries loss."""
+        encoded = self._encode(sample.prompt, is_start=True, num_before=len(self.prefix_ids))
+        ids_T = np.concatenate([np.asarray(self.prefix_ids, dtype=np.int32), encoded.ids_T])
+        return Rendered(ids_T, len(ids_T), encoded.spans, encoded.slots)
+
     def render_prompt(self, segments: Sequence[Segment]) -> list[int]:
         """The ids of a prompt for inference: exactly the first `num_prompt` ids that training saw."""
         return self.render_slots(segments)[0]

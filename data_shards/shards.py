@@ -46,11 +46,12 @@ def write_shards(
     renderer: Renderer,
     folder: Path,
     samples_per_shard: int = 1000,
+    answered: bool = True,
     **manifest_fields: Any,
 ) -> dict[str, Any]:
     """Render the samples into `folder`, in order, and return the manifest.
 
-    Shards of an earlier attempt are replaced. Raises UserError for a key that repeats or is no file name.
+    Shards of an earlier attempt are replaced. answered: False for texts that are only read. Raises UserError for a key that repeats or is no file name.
     """
     clear_folder(folder)
     index: list[list[int]] = []
@@ -64,7 +65,7 @@ def write_shards(
             if number % samples_per_shard == 0:
                 tar = next_tar(tar, folder / shard_name(number // samples_per_shard))
             assert tar is not None
-            rendered = renderer.render(sample)
+            rendered = renderer.render(sample) if answered else renderer.render_text(sample)
             index.append([number // samples_per_shard, *add_sample(tar, sample, rendered)])
             lengths.append((len(rendered.ids_T), rendered.num_prompt))
             num_slots += len(rendered.slots)

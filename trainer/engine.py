@@ -256,6 +256,15 @@ def embedding_scale(network: Any) -> float:
         return float(weight.detach().float().square().mean().sqrt())
 
 
+def embedding_mean(network: Any) -> torch.Tensor:
+    """The mean token embedding (H,), float32, partitioned or not (called by all ranks)."""
+    import deepspeed
+
+    weight = network.get_input_embeddings().weight
+    with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+        return weight.detach().float().mean(0).cpu()
+
+
 def drop_old(folder: Path, step: int, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints up to `step`; a later one is a torn leftover."""
     steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), reverse=True)

@@ -34,7 +34,7 @@ def item_texts(tables: Tables, style: TextStyle, attributes: Sequence[str] | Non
 
 
 def chosen_attributes(tables: Tables, attributes: Sequence[str] | None) -> list[str]:
-    known = [name for name in tables.items.column_names if name not in NOT_ATTRIBUTES]
+    known = known_attributes(tables)
     if attributes is None:
         return [DEFAULT] if DEFAULT in known else known
     unknown = [name for name in attributes if name not in known]
@@ -45,6 +45,11 @@ def chosen_attributes(tables: Tables, attributes: Sequence[str] | None) -> list[
             f"{tables.name}: {choice}."
         )
     return list(attributes)
+
+
+def known_attributes(tables: Tables) -> list[str]:
+    """The item columns that say something of an item beside its title."""
+    return [name for name in tables.items.column_names if name not in NOT_ATTRIBUTES]
 
 
 def joined(labels: Sequence[str], texts: Sequence[str]) -> str:

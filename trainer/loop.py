@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.stream import PackedStream, StepBatch
 from recloom.trainer.config import TrainingBlock
-from recloom.trainer.loss import answer_loss
+from recloom.trainer.loss import Objective
 
 if TYPE_CHECKING:
     from recloom.trainer.callbacks.callback import Callback
@@ -27,7 +28,10 @@ class NonFiniteLoss(UserError):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimizer step left: loss is the mean over the step's answer tokens of all ranks."""
+    """What one optimizer step left: loss is the mean over the step's units of all ranks.
+
+    told: what the objective says beside.
+    """
 
     step: int
     epoch: int
@@ -38,9 +42,12 @@ class StepRecord:
     samples: int
     seconds: float
     data_seconds: float
+    told: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        row = asdict(self)
+        told = row.pop("told")
+        return {**row, **told}
 
 
 def learning_rate(step: int, total: int, training: TrainingBlock) -> float:
@@ -57,8 +64,9 @@ def learning_rate(step: int, total: int, training: TrainingBlock) -> float:
 class Loop:
     """Runs `training.epochs` epochs of a stream through an engine.
 
-    The loss of a step is the mean over all its answer tokens, whatever rank or row holds them, so
-    it does not depend on the number of ranks.
+    The loss of a step is the mean over all its units (answer tokens, users), whatever rank or row holds
+    them, so it does not depend on the number of ranks. What is drawn for a row (dropout) depends on the
+    seed, the step and the row alone.
     """
 
     def __init__(
@@ -66,36 +74,48 @@ class Loop:
         engine: Engine,
         stream: PackedStream,
         training: TrainingBlock,
-        attention: str,
+        objective: Objective,
         callbacks: Sequence[Callback],
     ) -> None:
         self.engine = engine
         self.stream = stream
         self.training = training
-        self.attention = attention
+        self.objective = objective
         self.callbacks = callbacks
         self.step = 0
+        self.closed = 0  # epochs whose end the callbacks have seen
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.total_steps = sum(stream.num_steps(epoch) for epoch in range(training.epochs))
 
     def state(self) -> dict[str, Any]:
-        return {"step": self.step, "stream": self.stream.state()}
+        return {"step": self.step, "closed": self.closed, "stream": self.stream.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.closed = state["step"], state["closed"]
         self.stream.load_state(state["stream"])
 
     def run(self) -> None:
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
+            self.close_epochs()
             while self.stream.epoch < self.training.epochs:
+                for callback in self.callbacks:
+                    callback.on_epoch(self)
                 self.run_epoch()
+                self.close_epochs()
             for callback in self.callbacks:
                 callback.on_end(self)
         finally:
             for callback in self.callbacks:
                 callback.close()
+
+    def close_epochs(self) -> None:
+        """Tell the callbacks of an epoch that has ended; a start that was cut off there does it again."""
+        while self.closed < self.stream.epoch:
+            self.closed += 1
+            for callback in self.callbacks:
+                callback.on_epoch_end(self)
 
     def run_epoch(self) -> None:
         """The rest of the stream's current epoch."""
@@ -112,11 +132,13 @@ class Loop:
         """Forward and backward of this rank's rows, a check, one update."""
         rate = learning_rate(self.step, self.total_steps, self.training)
         # DeepSpeed takes the mean over ranks and micro-steps; this factor turns it into a sum of
-        # token losses over the step's answer tokens.
-        scale = self.training.rows_per_step / batch.num_answer_tokens
+        # losses over the step's units.
+        units = self.objective.units(batch)
+        scale = self.training.rows_per_step / units
         total = torch.zeros((), dtype=torch.float64)
         for position, row in enumerate(batch.rows):
-            loss = answer_loss(self.engine, row, self.attention, self.engine.device)
+            torch.manual_seed(self.row_seed(position))
+            loss = self.objective.loss(self.engine, row)
             total += loss.detach().double().cpu()
             if position + 1 == len(batch.rows):
                 total = self.check_finite(total, batch)
@@ -125,14 +147,20 @@ class Loop:
         return StepRecord(
             step=self.step + 1,
             epoch=batch.epoch,
-            loss=total.item() / batch.num_answer_tokens,
+            loss=total.item() / units,
             learning_rate=rate,
             gradient_norm=self.engine.gradient_norm(),
             tokens=self.count_tokens(batch),
             samples=len(batch.sample_ids),
             seconds=time.perf_counter() - start,
             data_seconds=data_seconds,
+            told=self.objective.told(),
         )
+
+    def row_seed(self, position: int) -> int:
+        """Of a row of this rank in the step to come, the same whatever the number of ranks."""
+        row = self.step * self.training.rows_per_step + position * self.world_size + self.rank
+        return int(np.random.SeedSequence([self.stream.seed, row]).generate_state(1, np.uint64)[0] >> 1)
 
     def check_finite(self, total: torch.Tensor, batch: StepBatch) -> torch.Tensor:
         """The loss summed over ranks; raises NonFiniteLoss on every rank, before the update."""

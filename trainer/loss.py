@@ -1,19 +1,53 @@
-"""The instruction-tuning loss on packed rows: cross-entropy of the answers (Llama4Rec, eq. 8).
+"""What a packed row costs: the interface of losses, and the cross-entropy of answers (Llama4Rec, eq. 8).
 
 Shapes: B = 1 row, T tokens of the row, A answer tokens, V vocabulary, U user and J item vectors of the row.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from recloom.data_shards.packing import block_causal_mask
 from recloom.data_shards.renderer import SlotPosition
-from recloom.data_shards.stream import IGNORE, PackedRow
+from recloom.data_shards.stream import IGNORE, PackedRow, StepBatch
 from recloom.trainer.packed_attention import PACKED
+
+
+class Objective(Protocol):
+    """What a training minimises: the mean over the units of a step, whatever row or rank holds them."""
+
+    def loss(self, model: Any, row: PackedRow) -> torch.Tensor:
+        """The sum over the row's units, float32 scalar; of an empty row zero, with a gradient path."""
+        ...
+
+    def units(self, batch: StepBatch) -> int:
+        """Units of a step, over all ranks."""
+        ...
+
+    def told(self) -> dict[str, float]:
+        """What the log says of the last step beside its loss. Called by all ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The mean over answer tokens."""
+
+    attention: str
+    device: torch.device
+
+    def loss(self, model: Any, row: PackedRow) -> torch.Tensor:
+        return answer_loss(model, row, self.attention, self.device)
+
+    def units(self, batch: StepBatch) -> int:
+        return batch.num_answer_tokens
+
+    def told(self) -> dict[str, float]:
+        return {}
 
 
 def model_inputs(

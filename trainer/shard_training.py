@@ -24,6 +24,7 @@ from recloom.trainer.callbacks.metrics_log import MetricsLog
 from recloom.trainer.config import RunConfig, TrainingBlock
 from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned
 from recloom.trainer.loop import Loop
+from recloom.trainer.loss import AnswerLoss
 from recloom.trainer.models import load_tokenizer
 
 DeepSpeedSettings: TypeAlias = dict[str, Any]
@@ -73,7 +74,7 @@ def train(
     engine = Engine(build(ds_config), ds_config)
     stream = make_stream(training, config.seed, source, rank, world_size)
     made = callbacks(training, config.seed, label, corpus, out)
-    loop = Loop(engine, stream, training, config.model.attention, made)
+    loop = Loop(engine, stream, training, AnswerLoss(config.model.attention, engine.device), made)
     state = engine.load(out / "checkpoints")
     if state is not None:
         loop.load_state(state)
@@ -132,8 +133,10 @@ def callbacks(training: TrainingBlock, seed: int, label: str, corpus: Path, out:
     return made
 
 
-def finish(engine: Engine, folder: Path, export: Callable[[Engine, Path], None], step: int) -> None:
-    """Export into a temporary folder and rename, manifest last; checkpoints then have served."""
+def finish(
+    engine: Engine, folder: Path, export: Callable[[Engine, Path], None], step: int, **fields: Any
+) -> None:
+    """Export into a temporary folder and rename, manifest (with `fields`) last; checkpoints have served."""
     temporary = folder.with_name(folder.name + ".tmp")
     if dist.get_rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -143,6 +146,6 @@ def finish(engine: Engine, folder: Path, export: Callable[[Engine, Path], None],
     dist.barrier()
     if dist.get_rank() == 0:
         os.replace(temporary, folder)
-        write_manifest(folder, steps=step)
+        write_manifest(folder, steps=step, **fields)
         shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)
     dist.barrier()

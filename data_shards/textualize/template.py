@@ -2,7 +2,8 @@
 
 A template file is a list of `blocks`, each one or more lines of text with {placeholders}. A block whose
 placeholder has no content is left out, which is how optional parts of a prompt switch off. The last block
-ends with a line that is just {answer}: all before it is the prompt, which so ends in a newline.
+ends with a line that is just {answer}: all before it is the prompt, which so ends in a newline. Texts that
+are only read (`answered` false) have no such line.
 """
 
 from __future__ import annotations
@@ -27,15 +28,23 @@ NOUN = "noun"
 
 @dataclass(frozen=True)
 class Family:
-    """The placeholders that a prompt family fills; {answer} is always required, {noun} always allowed."""
+    """The placeholders that a prompt family fills; {noun} is always allowed.
+
+    answered: {answer} is required too; False for texts that no answer follows.
+    """
 
     name: str
     required: frozenset[str]
     optional: frozenset[str]
+    answered: bool = True
 
     @property
     def known(self) -> frozenset[str]:
-        return self.required | self.optional | {ANSWER, NOUN}
+        return self.needed | self.optional | {NOUN}
+
+    @property
+    def needed(self) -> frozenset[str]:
+        return self.required | {ANSWER} if self.answered else self.required
 
 
 @dataclass(frozen=True)
@@ -144,9 +153,14 @@ def check_placeholders(path: Path, template: Template, family: Family) -> None:
     if unknown:
         known = ", ".join(sorted(family.known))
         raise UserError(f"template {path}: unknown placeholder {{{unknown[0]}}}: {family.name} has {known}.")
-    missing = sorted((family.required | {ANSWER}) - template.fields)
+    missing = sorted(family.needed - template.fields)
     if missing:
         raise UserError(f"template {path}: placeholder {{{missing[0]}}} is missing: {family.name} needs it.")
+    if family.answered:
+        check_answer(path, template)
+
+
+def check_answer(path: Path, template: Template) -> None:
     before = [part for block in template.blocks for part in block][:-1]
     last = template.blocks[-1]
     own_line = len(last) > 1 and isinstance(last[-2], Literal) and last[-2].text.endswith("\n")

@@ -24,6 +24,8 @@ from recloom.data_shards.stream import PackedStream
 from recloom.trainer.config import ModelBlock, ParallelBlock
 from recloom.trainer.engine import Engine, deepspeed_json, embedding_scale, load_partitioned, start_ranks
 from recloom.trainer.loop import Loop
+from recloom.trainer.loss import AnswerLoss
+from recloom.trainer.loss import AnswerLoss
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, Widths
 from recloom.trainer.systems.a_llmrec.settings import ProjectBlock
 
@@ -132,7 +134,8 @@ def main() -> None:
     for name, parts, again in (*((parts, parts, False) for parts in PARTS), ("resumed", "both", True)):
         network = build(model_path, ds_config, model, parts)
         engine = Engine(network, ds_config)
-        loop = Loop(engine, make_stream(parts, rank, world_size), training, "packed", [])
+        objective = AnswerLoss("packed", engine.device)
+        loop = Loop(engine, make_stream(parts, rank, world_size), training, objective, [])
         checkpoints = out / "checkpoints" if parts == "both" else None
         if again:
             resume(engine, network, loop, out / "checkpoints")

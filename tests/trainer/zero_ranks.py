@@ -16,6 +16,8 @@ from recloom.data_shards.stream import PackedStream
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
 from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned, start_ranks
 from recloom.trainer.loop import Loop
+from recloom.trainer.loss import AnswerLoss
+from recloom.trainer.loss import AnswerLoss
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fixed_samples import FixedSamples, training_block  # noqa: E402
@@ -33,7 +35,7 @@ def main() -> None:
     stream = PackedStream(
         FixedSamples(), training.pack_length, training.rows_per_step, 16, 3, rank, world_size
     )
-    loop = Loop(engine, stream, training, "packed", [])
+    loop = Loop(engine, stream, training, AnswerLoss("packed", engine.device), [])
     rows = []
     for _ in range(training.epochs):
         for batch in stream:

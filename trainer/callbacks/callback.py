@@ -14,6 +14,12 @@ class Callback:
     def on_start(self, loop: Loop) -> None:
         """Before the first step of this process; `loop.step` is 0 or where training resumes."""
 
+    def on_epoch(self, loop: Loop) -> None:
+        """Before the first step of an epoch, or before the next one where training resumes."""
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """After the last step of an epoch; `loop.closed` counts it already."""
+
     def on_step(self, loop: Loop, record: StepRecord) -> None:
         """After an optimizer step."""
 

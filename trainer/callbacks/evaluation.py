@@ -9,11 +9,10 @@ from recloom.data_shards.stream import PackedStream
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.metrics_log import MetricsLog
 from recloom.trainer.loop import Loop, StepRecord
-from recloom.trainer.loss import answer_loss
 
 
 class Evaluation(Callback):
-    """Mean loss of the validation samples' answer tokens, computed by all ranks together."""
+    """Mean loss of the validation samples' units, computed by all ranks together."""
 
     def __init__(self, label: str, stream: PackedStream, every: int, log: MetricsLog) -> None:
         self.label = label
@@ -33,12 +32,12 @@ class Evaluation(Callback):
     def validation_loss(self, loop: Loop) -> float:
         loop.engine.train(False)
         self.stream.load_state({"epoch": 0, "step": 0, "window": 0, "row": 0})
-        total, tokens = torch.zeros((), dtype=torch.float64, device=loop.engine.device), 0
+        total, units = torch.zeros((), dtype=torch.float64, device=loop.engine.device), 0
         with torch.no_grad():
             for batch in self.stream:
-                tokens += batch.num_answer_tokens
+                units += loop.objective.units(batch)
                 for row in batch.rows:
-                    total += answer_loss(loop.engine, row, loop.attention, loop.engine.device).double()
+                    total += loop.objective.loss(loop.engine, row).double()
         loop.engine.train(True)
         dist.all_reduce(total)
-        return total.item() / tokens
+        return total.item() / units

@@ -88,6 +88,14 @@ class Backbone(nn.Module, ABC):
     def user_vectors(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
         """One vector a user (B, D), whose cosine tells similar users (Llama4Rec, eq. 4)."""
 
+    def states(self, histories_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model makes of each item of a history (Laser's C_u): (B, N, D), and which are real (B, N).
+
+        Here the items' own vectors; sequential backbones give their hidden states.
+        """
+        real_BL = histories_BL != self.num_items
+        return self.item_vectors()[histories_BL.where(real_BL, 0)], real_BL
+
     @abstractmethod
     def item_vectors(self) -> Tensor:
         """One vector an item (I, D)."""

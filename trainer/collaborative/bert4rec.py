@@ -90,5 +90,11 @@ class BERT4Rec(TransformerBackbone):
         hidden_B1D = self.encode(torch.cat([histories_BL, mask_B1], dim=1), last=1)
         return self.project(hidden_B1D[:, 0])
 
+    def states(self, histories_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """With the state of a [mask] behind the history, which is what ranks the next item."""
+        mask_B1 = torch.full((len(histories_BL), 1), self.mask_token)
+        known_BL = torch.cat([histories_BL[:, -self.history_length :], mask_B1], dim=1)
+        return self.encode(known_BL), known_BL != self.num_items
+
     def score(self, users_B: Tensor, histories_BL: Tensor) -> Tensor:
         return super().score(users_B, histories_BL) + self.bias

@@ -34,5 +34,8 @@ class NextItemBackbone(SequentialBackbone):
         """The representation of the sequence: the hidden state at its last item."""
         return self.encode(histories_BL, last=1)[:, -1]
 
+    def states(self, histories_BL: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode(histories_BL), histories_BL[:, -self.history_length :] != self.num_items
+
     def item_vectors(self) -> Tensor:
         return self.items.weight[: self.num_items]

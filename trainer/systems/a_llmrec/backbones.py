@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from recloom.data_shards.candidates import NO_ITEM
-from recloom.data_shards.errors import UserError
 from recloom.trainer.collaborative.base import Backbone, BackboneSettings
 from recloom.trainer.collaborative.data import TopKData
 from recloom.trainer.collaborative.evaluate import masked_scores
-from recloom.trainer.collaborative.fit import fit
-from recloom.trainer.collaborative.registry import backbone_module, load_backbone, save_backbone
+from recloom.trainer.collaborative.saved import fit_or_keep, input_files
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.prepare import load_task
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
@@ -30,35 +28,18 @@ def backbone_settings(config: ALLMRecConfig) -> BackboneSettings:
     return settings
 
 
-def input_files(config: ALLMRecConfig) -> list[Path]:
+def backbone_files(config: ALLMRecConfig) -> list[Path]:
     """The files that the backbone itself reads: vectors of a user's own."""
-    settings = backbone_settings(config)
-    read = getattr(backbone_module(settings.model), "input_files", None)
-    return read(settings) if read else []
+    return input_files(backbone_settings(config))
 
 
 def run_backbone(run: Run[ALLMRecConfig]) -> None:
-    """Fit and save the backbone; one saved by an interrupted start is kept."""
-    folder = run.path(FOLDER)
-    try:
-        load_backbone(folder)
-        return
-    except UserError:
-        pass
-    task, settings = load_task(run), backbone_settings(run.config)
+    """Fit the backbone on what the scenario learns from."""
+    task = load_task(run)
     data = TopKData.from_split(
         task.scenario.splits.topk, task.tables.num_users, task.tables.num_items, task.tables
     )
-    backbone, result = fit(backbone_module(settings.model), data, settings, run.config.seed)
-    told = {"metric": result.metric, "best_epoch": result.best_epoch, "best_value": result.best_value}
-    save_backbone(
-        backbone, settings, folder, **told, curve=result.curve, fit_seconds=round(result.seconds, 1)
-    )
-    print(
-        f"backbone {settings.model}: validation {result.metric} {result.best_value:.4f} "
-        f"at epoch {result.best_epoch}, {result.seconds:.0f} s",
-        flush=True,
-    )
+    fit_or_keep(run.path(FOLDER), data, backbone_settings(run.config), run.config.seed)
 
 
 def candidate_scores(

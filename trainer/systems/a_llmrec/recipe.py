@@ -203,7 +203,7 @@ def report(run: Run[ALLMRecConfig]) -> None:
 
 def vector_files(run: Run[ALLMRecConfig]) -> Any:
     """Checksums of the files that a backbone reads, where it reads any."""
-    return content_of(backbones.input_files(run.config))
+    return content_of(backbones.backbone_files(run.config))
 
 
 def encoder_files(run: Run[ALLMRecConfig]) -> Any:

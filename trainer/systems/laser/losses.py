@@ -8,7 +8,7 @@ Shapes: S users, I items, H width of the LLM, K experts.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from recloom.trainer.systems.laser.bituning import BiTuningOutput
 from recloom.trainer.systems.laser.router import RouterStatistics
 
 COLLAPSED_SHARE = 0.9
+BalanceOver = Literal["user", "row"]
 
 
 class Losses(NamedTuple):
@@ -28,13 +29,18 @@ class Losses(NamedTuple):
 
 
 def laser_losses(
-    output: BiTuningOutput, items_IH: Tensor, targets_S: Tensor, temperature: float, balance_weight: float
+    output: BiTuningOutput,
+    items_IH: Tensor,
+    targets_S: Tensor,
+    temperature: float,
+    balance_weight: float,
+    balance_over: BalanceOver = "user",
 ) -> Losses:
     """Equation 12. temperature: tau, 0.05 in the paper; balance_weight: lambda, 0.01 in the paper."""
     contrastive_S = contrastive_losses(output.states_SH, items_IH, targets_S, temperature)
     if output.router is None:
         return Losses(contrastive_S, contrastive_S.new_zeros(len(contrastive_S)), contrastive_S)
-    balance_S = balance_losses(output.router)
+    balance_S = balance_losses(output.router, balance_over)
     return Losses(contrastive_S, balance_S, contrastive_S + balance_weight * balance_S)
 
 
@@ -46,15 +52,22 @@ def contrastive_losses(users_SH: Tensor, items_IH: Tensor, targets_S: Tensor, te
     return catalog_softmax(users_SH, items_IH.detach(), targets_S, temperature, reduction="none")
 
 
-def balance_losses(router: RouterStatistics) -> Tensor:
+def balance_losses(router: RouterStatistics, over: BalanceOver = "user") -> Tensor:
     """Equation 9, (S,): K times the sum over experts of f_j P_j.
+
+    over: N of eq. 10 and 11 are one user's items, as written; or "row": f and P are means over all users
+    given, as in Switch, and every user has the same loss.
 
     It is 1 where a user's items or scores are spread evenly and K where one expert has all; with K = 1 it is
     a constant. f_j counts, so the gradient comes through P_j = r_j only. N of eq. 10 and 11 are one user's
     items, so it evens each user's scores; that users go to different experts follows only where their states
     differ more than they have in common, which is why M-Former wants states with the mean taken out.
     """
-    return router.scores_BK.shape[1] * (router.dispatched_BK * router.scores_BK).sum(1)
+    dispatched_BK, scores_BK = router.dispatched_BK, router.scores_BK
+    if over == "row":
+        dispatched_BK = dispatched_BK.mean(0, keepdim=True).expand_as(dispatched_BK)
+        scores_BK = scores_BK.mean(0, keepdim=True).expand_as(scores_BK)
+    return scores_BK.shape[1] * (dispatched_BK * scores_BK).sum(1)
 
 
 def expert_load(router: RouterStatistics) -> Tensor:

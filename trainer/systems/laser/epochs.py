@@ -1,0 +1,173 @@
+"""What stands around an epoch (section 3.3.2): item embeddings before, validation behind, the best kept.
+
+Shapes: N users, I items, H width of the LLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recloom.data_shards.artifacts import read_manifest, write_manifest
+from recloom.data_shards.errors import UserError
+from recloom.kernels.full_rank import full_rank
+from recloom.trainer import metrics
+from recloom.trainer.callbacks.callback import Callback
+from recloom.trainer.callbacks.metrics_log import MetricsLog
+from recloom.trainer.loop import Loop, StepRecord
+from recloom.trainer.systems.laser.embedding import embed, write_vectors
+from recloom.trainer.systems.laser.losses import COLLAPSED_SHARE
+from recloom.trainer.systems.laser.network import save_weights
+from recloom.trainer.systems.laser.objective import LaserLoss, RowReader
+from recloom.trainer.systems.laser.settings import EmbedBlock
+
+METRIC = "validation_N@10"
+ITEMS = "items"
+
+
+class Epochs(Callback):
+    """Keeps the weights and item embeddings of the epoch with the best NDCG@10 on validation.
+
+    Args:
+        fixed_IH: stage 2's item embeddings; None recomputes them before each epoch (stage 1). With fixed
+            ones the weights that came in compete too.
+        keep: checkpoints to keep.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        objective: LaserLoss,
+        items: RowReader,
+        valid: RowReader,
+        settings: EmbedBlock,
+        out: Path,
+        log: MetricsLog,
+        fixed_IH: Tensor | None,
+        keep: int,
+    ) -> None:
+        self.label, self.objective, self.settings = label, objective, settings
+        self.items, self.valid = items, valid
+        self.out, self.log, self.keep = out, log, keep
+        self.fixed_IH = fixed_IH
+        self.load: list[float] = []  # users each expert took, of this process's part of the epoch
+
+    def on_epoch(self, loop: Loop) -> None:
+        """The item embeddings of the weights that the epoch starts with, cached until it ends.
+
+        A checkpoint ends every epoch, so after a kill the weights are again those of the cache's first part.
+        """
+        self.load = []
+        items_IH = self.fixed_IH if self.fixed_IH is not None else self.embed_items(loop)
+        self.objective.items_IH = items_IH.to(loop.engine.device)
+        if self.fixed_IH is not None and loop.step == 0:
+            self.judge(loop)
+
+    def embed_items(self, loop: Loop) -> Tensor:
+        return self.embed(loop, self.items, self.out / "items" / f"epoch_{loop.closed}", "items")
+
+    def embed(self, loop: Loop, reader: RowReader, folder: Path, what: str) -> Tensor:
+        loop.engine.train(False)
+        vectors_NH = embed(loop.engine, reader, self.settings, folder, f"{self.label}: {what}")
+        loop.engine.train(True)
+        return vectors_NH
+
+    def on_step(self, loop: Loop, record: StepRecord) -> None:
+        taken = [value for name, value in record.told.items() if name.startswith("expert_")]
+        users = [share * record.samples for share in taken]
+        self.load = [a + b for a, b in zip(self.load, users, strict=True)] if self.load else users
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        if self.objective.items_IH is None:  # the start before was cut off right here
+            items_IH = self.fixed_IH if self.fixed_IH is not None else self.cached_items(loop)
+            self.objective.items_IH = items_IH.to(loop.engine.device)
+        self.judge(loop)
+        self.warn_of_collapse(loop)
+        loop.engine.save(self.out / "checkpoints", loop.step, loop.state(), self.keep)
+        if loop.rank == 0:
+            shutil.rmtree(self.out / "items" / f"epoch_{loop.closed - 1}", ignore_errors=True)
+        dist.barrier()
+
+    def cached_items(self, loop: Loop) -> Tensor:
+        """Those of the epoch that has just ended; its folder is complete, or its steps had not been taken."""
+        return self.embed(loop, self.items, self.out / "items" / f"epoch_{loop.closed - 1}", "items")
+
+    def on_end(self, loop: Loop) -> None:
+        """Without an epoch the model is what it started as."""
+        if loop.total_steps == 0:
+            self.on_epoch(loop)
+            if best_so_far(self.out) is None:
+                self.judge(loop)
+        if loop.rank == 0:
+            shutil.rmtree(self.out / "items", ignore_errors=True)
+        dist.barrier()
+
+    def judge(self, loop: Loop) -> None:
+        """Validate, and keep what is better than all before."""
+        value = self.validate(loop)
+        self.log.write({"step": loop.step, "epoch": loop.closed, METRIC: value})
+        if loop.rank == 0:
+            print(f"{self.label}: epoch {loop.closed} | validation N@10 {value:.4f}", flush=True)
+        best = best_so_far(self.out)
+        if best is None or value > best:
+            weights = loop.engine.trained_state()
+            assert self.objective.items_IH is not None
+            if loop.rank == 0:
+                keep_best(self.out, weights, self.objective.items_IH.cpu(), value, loop.closed)
+        dist.barrier()
+
+    def validate(self, loop: Loop) -> float:
+        """NDCG@10 over the whole catalogue, nothing masked."""
+        assert self.objective.items_IH is not None
+        folder = self.out / "asked"
+        if loop.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        dist.barrier()
+        users_NH = self.embed(loop, self.valid, folder, "validation")
+        targets_N = torch.tensor([self.valid.target_of(n) for n in range(len(users_NH))])
+        items_IH = self.objective.items_IH.cpu()
+        ranks_N = full_rank(users_NH, items_IH, 10, targets_N=targets_N, cosine=True).target_ranks_N
+        assert ranks_N is not None
+        return float(metrics.ndcg(ranks_N.numpy() + 1, 10).mean())
+
+    def warn_of_collapse(self, loop: Loop) -> None:
+        total = sum(self.load)
+        if loop.rank or len(self.load) < 2 or total == 0:
+            return
+        share, expert = max((load / total, expert) for expert, load in enumerate(self.load))
+        if share >= COLLAPSED_SHARE:
+            print(
+                f"{self.label}: expert {expert} took {share:.0%} of the users of epoch {loop.closed}, the "
+                "others learn next to nothing: raise bitune.balance_weight, or set "
+                "bitune.balance_over to row.",
+                flush=True,
+            )
+
+
+def best_so_far(out: Path) -> float | None:
+    """What the best epoch reached, the same on all ranks."""
+    told: list[float | None] = [None]
+    if dist.get_rank() == 0:
+        with contextlib.suppress(UserError):
+            told = [float(read_manifest(out / "best")[METRIC])]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def keep_best(out: Path, weights: dict[str, Tensor], items_IH: Tensor, value: float, epoch: int) -> None:
+    """Into a folder beside and renamed, so that a kill leaves the one before or this one."""
+    folder, temporary, old = out / "best", out / "best.tmp", out / "best.old"
+    for path in (temporary, old):
+        shutil.rmtree(path, ignore_errors=True)
+    save_weights(weights, temporary)
+    write_vectors(temporary / ITEMS, items_IH)
+    write_manifest(temporary, **{METRIC: value, "epoch": epoch})
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""What Laser's training minimises: equation 12 per user, against the item matrix of the epoch.
+
+Shapes: S users of a row, I items, H width of the LLM, K experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recloom.data_shards.shards import ShardReader
+from recloom.data_shards.stream import PackedRow, StepBatch
+from recloom.trainer.systems.laser.bituning import BiTuningOutput
+from recloom.trainer.systems.laser.losses import laser_losses
+from recloom.trainer.systems.laser.settings import BiTuneBlock
+from recloom.trainer.systems.laser.states import States
+
+
+class RowReader:
+    """Runs a network on packed rows of texts: one vector a text.
+
+    states: None for a network without an M-Former.
+    """
+
+    def __init__(self, source: ShardReader, states: States | None, device: torch.device) -> None:
+        self.source, self.states, self.device = source, states, device
+
+    def history_of(self, index: int) -> list[int]:
+        """The history of a sample, or an item by itself."""
+        history: list[int] = self.source.record(index)["meta"]["history"]
+        return history
+
+    def target_of(self, index: int) -> int:
+        return int(self.source.record(index)["meta"]["target"])
+
+    def read(self, network: Any, row: PackedRow) -> BiTuningOutput:
+        """An empty row is read as a text of one token by a user of no history."""
+        inputs: dict[str, Any] = {
+            "ids": row.ids_T.to(self.device),
+            "boundaries": row.boundaries.tolist(),
+        }
+        if self.states is not None:
+            C_SND, real_SN = self.collaborative(row.sample_indices)
+            inputs |= {"C_SND": C_SND.to(self.device), "real_SN": real_SN.to(self.device)}
+        output: BiTuningOutput = network(**inputs)
+        return output
+
+    def collaborative(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        assert self.states is not None
+        if not indices:
+            return torch.zeros(1, 1, self.states.width), torch.ones(1, 1, dtype=torch.bool)
+        return self.states.of([self.history_of(index) for index in indices])
+
+
+class LaserLoss:
+    """An Objective (trainer/loss.py) whose units are users. `items_IH` is set before each epoch."""
+
+    def __init__(self, reader: RowReader, settings: BiTuneBlock, experts: int | None) -> None:
+        self.reader, self.settings = reader, settings
+        self.items_IH: Tensor | None = None
+        self.sums = torch.zeros(3 + (experts or 0), dtype=torch.float64)  # users, losses, users an expert
+
+    def loss(self, model: Any, row: PackedRow) -> Tensor:
+        assert self.items_IH is not None
+        output = self.reader.read(model, row)
+        if not row.sample_indices:
+            return nothing(output)
+        targets_S = torch.tensor([self.reader.target_of(index) for index in row.sample_indices])
+        settings = self.settings
+        losses = laser_losses(
+            output,
+            self.items_IH,
+            targets_S.to(self.items_IH.device),
+            settings.temperature,
+            settings.balance_weight,
+            settings.balance_over,
+        )
+        parts = [losses.contrastive_S.detach().sum(), losses.balance_S.detach().sum()]
+        self.sums[:3] += torch.stack([torch.tensor(float(len(targets_S))), *(p.cpu() for p in parts)])
+        if output.router is not None:
+            self.sums[3:] += output.router.chosen_B.bincount(minlength=len(self.sums) - 3).cpu()
+        return losses.total_S.sum()
+
+    def units(self, batch: StepBatch) -> int:
+        return len(batch.sample_ids)
+
+    def told(self) -> dict[str, float]:
+        """Both losses, and the share of the users that each expert takes; counts anew."""
+        sums = self.sums.clone().to(self.reader.device)
+        dist.all_reduce(sums)
+        self.sums.zero_()
+        users, contrastive, balance, *taken = sums.tolist()
+        told = {"contrastive": contrastive / users}
+        if taken:
+            told |= {"balance": balance / users}
+            told |= {f"expert_{expert}": count / users for expert, count in enumerate(taken)}
+        return told
+
+
+def nothing(output: BiTuningOutput) -> Tensor:
+    """Zero, with a gradient to all that is trained: every rank reduces the same parameters."""
+    total = output.states_SH.float().sum()
+    if output.router is not None:
+        total = total + output.router.scores_BK.float().sum()
+    return total * 0.0

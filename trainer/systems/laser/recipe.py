@@ -1,0 +1,157 @@
+"""The stages of Laser, in order (Figure 2 of the paper)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recloom.trainer.preparation import run_prepare
+from recloom.trainer.report.html import write_report
+from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
+from recloom.trainer.stages import Run, Stage, content_of, folder_state
+from recloom.trainer.systems.laser import backbones, evaluate, export, rank, texts, training
+from recloom.trainer.systems.laser.methods import Method, stage_numbers, trained_methods
+from recloom.trainer.systems.laser.settings import LaserConfig, StageBlock
+
+MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", "seed")
+
+
+def stages(config: LaserConfig) -> list[Stage]:
+    found = [prepare_stage(), backbone_stage()]
+    if config.baselines:
+        found.append(baselines_stage())
+    trained = [
+        bitune_stage(method, number)
+        for method in trained_methods(config)
+        for number in stage_numbers(config, method)
+    ]
+    made = ("texts", *(stage.name for stage in trained))
+    return [*found, texts_stage(), *trained, *asking_stages(config, made)]
+
+
+def prepare_stage() -> Stage:
+    return Stage(
+        "prepare",
+        "read the data set",
+        "process",
+        needs=(),
+        settings=("data", "positive_rating"),
+        outputs=("data",),
+        run=run_prepare,
+        inputs=user_files,
+    )
+
+
+def backbone_stage() -> Stage:
+    return Stage(
+        "backbone",
+        "fit the conventional recommender that M-Former reads",
+        "process",
+        needs=("prepare",),
+        settings=("backbones", "learn", "texts.history_items", "seed"),
+        outputs=("backbone", "states"),
+        run=backbones.run_backbone,
+        inputs=lambda run: content_of(backbones.backbone_files(run.config)),
+    )
+
+
+def baselines_stage() -> Stage:
+    return Stage(
+        "baselines",
+        "fit the recommenders to compare with",
+        "process",
+        needs=("prepare",),
+        settings=("baselines", "learn.share", "learn.seed", "seed"),
+        outputs=("baselines",),
+        run=backbones.run_baselines,
+    )
+
+
+def texts_stage() -> Stage:
+    return Stage(
+        "texts",
+        "write users and items as texts",
+        "process",
+        needs=("prepare",),
+        settings=("texts", "learn", "model.path"),
+        outputs=("texts",),
+        run=texts.run_texts,
+        inputs=lambda run: [template_files(run), model_files(run)],
+    )
+
+
+def bitune_stage(method: Method, number: int) -> Stage:
+    """Stage 2 starts from stage 1's best epoch and takes its item embeddings."""
+    block = "stage_1" if number == 1 else "stage_2"
+    first = (f"bitune_1_{method.key}",) if number == 2 else ()
+    against = "fixed item embeddings" if number == 2 else "item embeddings of each epoch"
+    return Stage(
+        f"bitune_{number}_{method.key}",
+        f"stage {number}: Bi-Tuning against {against} ({method.name})",
+        "ranks",
+        needs=("backbone", "texts", *first),
+        settings=(*MODEL, "bitune", "embed", *training_settings(block, StageBlock)),
+        outputs=(f"tune/{method.key}_{number}",),
+        run=lambda run: training.run_bitune(run, method, number),
+        inputs=lambda run: [model_files(run), started_from(run, method)],
+    )
+
+
+def asking_stages(config: LaserConfig, needs: tuple[str, ...]) -> list[Stage]:
+    baselines = ("baselines",) if config.baselines else ()
+    return [
+        Stage(
+            "rank",
+            "users at test as vectors, the catalogue ranked",
+            "process",
+            needs=needs,
+            settings=("methods", "rank", "embed.pack_length", "model.dtype"),
+            outputs=("rank",),
+            run=rank.run_rank,
+            inputs=model_files,
+        ),
+        Stage(
+            "export",
+            "the items' vectors as a matrix and as a faiss index",
+            "process",
+            needs=needs,
+            settings=("methods",),
+            outputs=("export",),
+            run=export.run_export,
+        ),
+        Stage(
+            "evaluate",
+            "compare on the whole catalogue",
+            "process",
+            needs=("rank", "backbone", *baselines),
+            settings=("methods", "baselines", "rank.mask_seen", "evaluate"),
+            outputs=("results.jsonl", "per_user.parquet", "parameters.json"),
+            run=evaluate.run_evaluate,
+        ),
+        Stage(
+            "report",
+            "one page with tables and plots",
+            "process",
+            needs=("evaluate",),
+            settings=(),
+            outputs=("report",),
+            run=report,
+        ),
+    ]
+
+
+def report(run: Run[LaserConfig]) -> None:
+    write_report(run.folder)
+
+
+def template_files(run: Run[LaserConfig]) -> Any:
+    names = run.config.texts
+    return template_texts((names.template, names.item_template or names.template))
+
+
+def started_from(run: Run[LaserConfig], method: Method) -> Any:
+    """The model of another run that training starts from, where there is one."""
+    start_from = run.config.bitune.start_from
+    if start_from is None:
+        return None
+    return folder_state(training.final_model(Path(start_from).expanduser(), method))
