@@ -40,6 +40,7 @@ setup(
         "accelerate",  # transformers reads GGUF files through it
         "peft",  # low-rank adaptation, the baseline of A-LLMRec
         "gguf",
+        "faiss-cpu",  # the index of item vectors that Laser exports
         "pydantic>=2.12",
         "pyyaml",
         "numpy",

@@ -51,7 +51,8 @@ def write_shards(
 ) -> dict[str, Any]:
     """Render the samples into `folder`, in order, and return the manifest.
 
-    Shards of an earlier attempt are replaced. answered: False for texts that are only read. Raises UserError for a key that repeats or is no file name.
+    Shards of an earlier attempt are replaced. answered: False for texts that are only read.
+    Raises UserError for a key that repeats or is no file name.
     """
     clear_folder(folder)
     index: list[list[int]] = []

@@ -1,7 +1,7 @@
 """What a user has browsed, one numbered item a line, after section 3.1.1 of Laser (Zhang et al. 2024).
 
-A single item is a history of one: the same template writes both. No answer follows; the language model's state
-behind the text is what is wanted.
+A single item is a history of one: the same template writes both. No answer follows; the language model's
+state behind the text is what is wanted.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from recloom.trainer.config import ModelBlock, ParallelBlock
 from recloom.trainer.engine import Engine, deepspeed_json, embedding_scale, load_partitioned, start_ranks
 from recloom.trainer.loop import Loop
 from recloom.trainer.loss import AnswerLoss
-from recloom.trainer.loss import AnswerLoss
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, Widths
 from recloom.trainer.systems.a_llmrec.settings import ProjectBlock
 

@@ -17,7 +17,6 @@ from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
 from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned, start_ranks
 from recloom.trainer.loop import Loop
 from recloom.trainer.loss import AnswerLoss
-from recloom.trainer.loss import AnswerLoss
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fixed_samples import FixedSamples, training_block  # noqa: E402

@@ -34,8 +34,9 @@ SCENARIOS = {
 VIEW = SystemView(
     title="Laser",
     lead="A language model ({model}) that stays as it is reads what a user has browsed, between a few "
-    "trained virtual tokens, and gives one vector a user and one an item. Are the items that come next nearer than a "
-    "conventional recommender puts them? Measured on interactions that no model saw in training.",
+    "trained virtual tokens, and gives one vector a user and one an item. Are the items that come next "
+    "nearer than a conventional recommender puts them? Measured on interactions that no model saw in "
+    "training.",
     measures="All items of the catalogue are ranked by the cosine of their vector and the user's, or by the "
     "backbone's scores. H@k (Recall@k) is the share of users whose test item is among the first k; N@k "
     "(NDCG) counts a hit for more the higher it stands; MRR is the mean of 1 / rank.",
