@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from recloom.data_shards.errors import UserError
 from recloom.kernels.trie_cursor import CursorBatch
+from recloom.launcher.bulk_embed import fault_of_embed, vector_answer
 from recloom.launcher.bulk_soft import SoftRows, fault_of_soft, mixed_prompt, token_ids
 from recloom.launcher.bulk_store import BulkStore, write_chunk
 from recloom.launcher.bulk_supervisor import cpu_build, run_pass
@@ -92,8 +93,9 @@ def work(out: Path, pipe: Connection, parent: int) -> int:
     die_with_parent(parent)
     try:
         store = BulkStore.reopen(out)
-        soft = any(request.soft is not None for request in store.requests())
-        answer_all(store, Engine(store.model, store.settings, soft), Reporter(pipe))
+        asked = store.requests()
+        soft, embed = any(r.soft is not None for r in asked), any(r.embed for r in asked)
+        answer_all(store, Engine(store.model, store.settings, soft, embed), Reporter(pipe))
     except Exception as error:
         traceback.print_exc()
         pipe.send({"error": f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}"})
@@ -153,8 +155,10 @@ def find_fault(request: Request, vocab_size: int, max_model_len: int) -> str | N
         return "the prompt is empty"
     if min(ids) < 0 or max(ids) >= vocab_size:
         return f"token ids from {min(ids)} to {max(ids)}, the vocabulary has {vocab_size}"
-    if len(request.prompt_ids) >= max_model_len:
+    if len(request.prompt_ids) + (not request.embed) > max_model_len:
         return f"the prompt has {len(request.prompt_ids)} tokens, prompt and answer may have {max_model_len}"
+    if request.embed:
+        return fault_of_embed(request)
     if request.max_tokens < 1 or (request.score_ids and request.max_tokens != 1):
         return f"max_tokens = {request.max_tokens}: at least 1, and exactly 1 for scoring"
     if len(request.score_ids) > MAX_SCORE_IDS:
@@ -170,12 +174,14 @@ class Engine:
     """vLLM on one model, in this process. An exception from it leaves it unusable: end the process.
 
     soft: whether the pass has soft prompts. All prompts of such a pass enter the model as embeddings.
+    embed: whether the pass asks for vectors; such an engine gives nothing else.
     """
 
-    def __init__(self, model: Path, settings: BulkSettings, soft: bool) -> None:
+    def __init__(self, model: Path, settings: BulkSettings, soft: bool, embed: bool) -> None:
         from vllm import LLM
 
         self.tries = Tries()
+        task: dict[str, Any] = pooling() if embed else {"logits_processors": [trie_processor(self.tries)]}
         memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
         if cpu_build():
             memory = {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30)}
@@ -189,7 +195,7 @@ class Engine:
             enable_prompt_embeds=soft,
             enforce_eager=True,
             seed=0,
-            logits_processors=[trie_processor(self.tries)],
+            **task,
             **memory,
         )
         self.engine = llm.llm_engine
@@ -208,16 +214,18 @@ class Engine:
         asked = {request.key: request for request in requests if not searches(request)}
         answers = {key: fault for key, request in asked.items() if (fault := self.submit(request))}
         for output in self.outputs(lambda: progress(len(answers))):
-            answers[output.request_id] = self.read(asked[output.request_id], output.outputs[0])
+            answers[output.request_id] = self.read(asked[output.request_id], output.outputs)
         if answers.keys() != asked.keys():
             raise RuntimeError(f"vLLM returned {len(answers)} answers to {len(asked)} requests")
         beams = [request for request in requests if searches(request)]
         ask = partial(self.next_logprobs, stepped=lambda: progress(len(answers)))
         return answers | best_items(EngineScorer(ask), self.tries, beams)
 
-    def read(self, request: Request, output: Any) -> Answer:
-        items = self.tries.items_of(request, output.token_ids) if request.catalogue else ()
-        return make_answer(request, output, items)
+    def read(self, request: Request, outputs: Any) -> Answer:
+        if request.embed:
+            return vector_answer(request, outputs.data)
+        items = self.tries.items_of(request, outputs[0].token_ids) if request.catalogue else ()
+        return make_answer(request, outputs[0], items)
 
     def outputs(self, stepped: Callable[[], None]) -> Iterator[Any]:
         """What is finished, as it comes, until nothing is left; `stepped` is called after every step."""
@@ -260,6 +268,14 @@ def searches(request: Request) -> bool:
     return request.catalogue is not None and request.catalogue.num_beams > 1
 
 
+def pooling() -> dict[str, Any]:
+    """What makes vLLM give the last position's state behind the final norm; its activation would normalise."""
+    from vllm.config import PoolerConfig
+
+    pooler = PoolerConfig(seq_pooling_type="LAST", use_activation=False)
+    return {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
+
+
 def trie_processor(tries: Tries) -> type:
     """vLLM's hook (V1) that holds constrained requests to what their tries spell."""
     from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
@@ -288,10 +304,12 @@ def trie_processor(tries: Tries) -> type:
 
 
 def sampling(request: Request) -> Any:
-    """vLLM's parameters: greedy text with its log-probability, or exact log-probabilities of given ids."""
-    from vllm import SamplingParams
+    """vLLM's parameters: a vector, greedy text with its log-probability, or those of given ids exactly."""
+    from vllm import PoolingParams, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    if request.embed:
+        return PoolingParams(task="embed")
     common: dict[str, Any] = {"temperature": 0, "output_kind": RequestOutputKind.FINAL_ONLY}
     if request.score_ids:
         ids = list(request.score_ids)

@@ -26,6 +26,7 @@ from typing import IO
 from tqdm import tqdm
 
 from recloom.data_shards.errors import UserError
+from recloom.launcher.bulk_embed import check_one_kind
 from recloom.launcher.bulk_store import BulkStore
 from recloom.trainer.requests import Answer, BulkSettings, Request, read_answers
 
@@ -51,6 +52,7 @@ def run_pass(settings: BulkSettings, model: Path, requests: Sequence[Request], o
     worker's messages go to `OUT.log`. Raises UserError for bad input or when the worker keeps failing.
     """
     check_inputs(model)
+    check_one_kind(requests)
     with exclusive_log(out) as log_file:
         store = BulkStore.prepare(out, model, settings, requests)
         if not store.finished():

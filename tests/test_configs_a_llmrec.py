@@ -10,9 +10,9 @@ import pytest
 
 from recloom.data_shards.cards import PAPER
 from recloom.trainer.config_io import config_dict, read_config, read_yaml
+from recloom.trainer.planning.users import data_name
 from recloom.trainer.report.compare import PaperTable, paper_tables
 from recloom.trainer.systems.a_llmrec.methods import asked_methods
-from recloom.trainer.systems.a_llmrec.planned_users import data_name
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -91,8 +91,9 @@ class Loop:
         return {"step": self.step, "closed": self.closed, "stream": self.stream.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.step, self.closed = state["step"], state["closed"]
         self.stream.load_state(state["stream"])
+        # A checkpoint of an earlier version does not count: its callbacks had no end of an epoch to see.
+        self.step, self.closed = state["step"], state.get("closed", self.stream.epoch)
 
     def run(self) -> None:
         try:

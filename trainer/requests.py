@@ -7,6 +7,7 @@ line with the SHA-256 of the others, so a damaged chunk is found without the man
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from recloom.data_shards.artifacts import atomic_write_text, read_manifest
@@ -22,6 +24,8 @@ from recloom.data_shards.errors import UserError
 
 REQUESTS = "requests.jsonl"
 CHUNKS = "chunk-*.jsonl"
+# Fields that came later: a line holds them only where they say something, so older passes keep their keys.
+LATER: dict[str, Any] = {"soft": None, "embed": False, "vector": None}
 
 
 class BulkSettings(BaseModel):
@@ -105,7 +109,9 @@ class Request:
     Without `score_ids`: greedy text of at most `max_tokens` tokens, ended by the model's end token
     or one of the `stop` strings. With them: one forward pass (`max_tokens` is 1) that returns the
     log-probability of each of these ids as the next token. `choices` or `catalogue` restrict the text to
-    what they spell. `meta` is kept beside the answer.
+    what they spell. With `embed`: the last hidden state at the prompt's last position, behind the final norm
+    and not normalised; nothing is generated (`max_tokens` is 0). A pass asks for vectors only, or for none.
+    `meta` is kept beside the answer.
     """
 
     prompt_ids: tuple[int, ...]
@@ -116,6 +122,7 @@ class Request:
     choices: Choices | None = None
     catalogue: Catalogue | None = None
     soft: SoftPrompt | None = None
+    embed: bool = False
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # read by TypeAdapter
 
@@ -131,8 +138,9 @@ class Answer:
 
     `logprob` is the sum of the natural log-probabilities of `token_ids` (stop string included,
     which `text` is not); `scores` has one natural log-probability for each of the request's
-    `score_ids`, or for each of `items`, the catalogue's items that were asked for, best first. `error` says
-    why there is no answer; then text, ids, scores and items are empty.
+    `score_ids`, or for each of `items`, the catalogue's items that were asked for, best first. `vector` is
+    what a request with `embed` asked for, see `pack_vector`. `error` says why there is no answer; then text,
+    ids, scores, items and vector are empty.
     """
 
     key: str
@@ -144,16 +152,29 @@ class Answer:
     error: str | None
     meta: dict[str, Any] = field(hash=False)
     items: tuple[int, ...] = ()
+    vector: str | None = None
+
+
+def pack_vector(vector_H: np.ndarray) -> str:
+    """Little-endian float32 as base64: exact, and half as long as decimals."""
+    return base64.b64encode(vector_H.astype("<f4").tobytes()).decode()
+
+
+def unpack_vector(packed: str) -> np.ndarray:
+    """(H,) in float32."""
+    return np.frombuffer(base64.b64decode(packed), dtype="<f4").astype(np.float32)
 
 
 def dump(row: dict[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, separators=(",", ":"))
 
 
+def without_unused(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in LATER or value != LATER[name]}
+
+
 def request_line(request: Request) -> str:
-    """The request as JSON; `soft` only where there is one, so that older passes keep their answers."""
-    row = asdict(request)
-    return dump(row if request.soft is not None else {k: v for k, v in row.items() if k != "soft"})
+    return dump(without_unused(asdict(request)))
 
 
 def requests_text(requests: Iterable[Request]) -> str:
@@ -182,7 +203,7 @@ def parse_request(adapter: TypeAdapter[Request], line: str, where: str) -> Reque
 
 
 def chunk_text(answers: Sequence[Answer]) -> str:
-    body = "".join(dump(asdict(answer)) + "\n" for answer in answers)
+    body = "".join(dump(without_unused(asdict(answer))) + "\n" for answer in answers)
     digest = hashlib.sha256(body.encode()).hexdigest()
     return body + dump({"sha256": digest}) + "\n"
 

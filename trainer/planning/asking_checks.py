@@ -24,7 +24,7 @@ def check_asking(config: RunConfig, asking: Asking, model: ModelSize, cluster: C
     element = BYTES[config.model.dtype]
     weights, logits = element * model.parameters, asking.logits * model.vocab * (8 + element)
     memory = cluster.usable * (1 if cluster.has_gpus else cluster.ranks)
-    text = f"{gib(weights)} of weights and {gib(logits)} of logits"
+    text = f"{gib(weights)} of weights" + (f" and {gib(logits)} of logits" if logits else "")
     text += " on one GPU" if cluster.has_gpus else ""
     if weights + logits <= memory:
         return Check(RANKING_MEMORY, "ok", text)

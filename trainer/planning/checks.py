@@ -70,8 +70,9 @@ def check_rows(name: str, training: Training, cluster: Cluster) -> Check:
 def check_lengths(config: RunConfig, model: ModelSize | None, outline: Outline) -> Check:
     """Prompts (estimated) and rows against the context, the model and vLLM's limit."""
     positions = model.positions if model else None
-    found = [training_lengths(training, positions) for training in outline.trainings]
-    found.append(asking_lengths(config, outline.asking, positions))
+    shorter = f"lower {outline.shortened_by}"
+    found = [training_lengths(training, positions, shorter) for training in outline.trainings]
+    found.append(asking_lengths(config, outline.asking, positions, shorter))
     worst = [check for status in ("FAIL", "note") for check in found if check and check.status == status]
     if worst:
         return worst[0]
@@ -82,24 +83,24 @@ def check_lengths(config: RunConfig, model: ModelSize | None, outline: Outline) 
     return Check("lengths", "ok", f"prompts up to about {longest} tokens, context {' and '.join(contexts)}")
 
 
-def training_lengths(training: Training, positions: int | None) -> Check | None:
+def training_lengths(training: Training, positions: int | None, shorter: str) -> Check | None:
     context, name = training.settings.context, f"{training.block}.context"
     if positions is not None and context > positions:
         text = f"{name} = {context} is beyond the model's {positions} positions"
         return Check("lengths", "FAIL", f"{text}: lower it")
     if training.longest_tokens > context:
         text = f"training prompts may reach {training.longest_tokens} tokens, {name} is {context}"
-        return Check("lengths", "note", f"{text}: raise it or lower prompts.history_items")
+        return Check("lengths", "note", f"{text}: raise it or {shorter}")
     return None
 
 
-def asking_lengths(config: RunConfig, asking: Asking, positions: int | None) -> Check | None:
+def asking_lengths(config: RunConfig, asking: Asking, positions: int | None, shorter: str) -> Check | None:
     asked, limit = asking.longest_tokens, config.bulk.max_model_len
     if asking.engine == "hf":
         if positions is None or asked <= positions:
             return None
         text = f"prompt and answer may reach {asked} tokens, the model has {positions} positions"
-        return Check("lengths", "note", f"{text}: lower prompts.history_items")
+        return Check("lengths", "note", f"{text}: {shorter}")
     if positions is not None and (limit or 0) > positions:
         text = f"bulk.max_model_len = {limit} is beyond the model's {positions} positions"
         return Check("lengths", "FAIL", f"{text}: lower it")

@@ -37,12 +37,13 @@ class SmallParts:
     """What is trained beside a frozen model.
 
     largest: of its biggest single weight. layer_elements: what it keeps of a token in each layer of the
-    model for the backward pass.
+    model for the backward pass. constants: bytes on every rank that no ZeRO stage divides (item vectors).
     """
 
     parameters: int
     largest: int
     layer_elements: int = 0
+    constants: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ class TrainingMemory:
     activations: float
     logits: float
     update: float
+    constants: float
 
     @property
     def total(self) -> float:
-        state = self.weights + self.gradients + self.optimizer + self.bucket
+        state = self.weights + self.gradients + self.optimizer + self.bucket + self.constants
         return state + max(self.gathered + self.activations + self.logits, self.update)
 
     def parts(self) -> dict[str, float]:
@@ -122,6 +124,7 @@ def training_memory(setup: Setup) -> TrainingMemory:
         activations=activation_bytes(setup),
         logits=setup.answer_tokens * model.vocab * (8 + 2 * element),
         update=8 * at_once if on_device else 0.0,
+        constants=setup.small.constants if setup.small else 0.0,
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.models import SMOLLM2, resolve_model
-from recloom.trainer.planning.shapes import ModelSize, OptSize
+from recloom.trainer.planning.shapes import GlmSize, ModelSize, OptSize
 
 LLAMA_SHAPED = ("llama", "mistral", "qwen2")
+GLM_NORMS = {"glm": 2, "glm4": 4}  # of a layer, by model_type
 
 # The config.json of models that a plan should know before they are downloaded.
 KNOWN: dict[str, ModelSize] = {
@@ -19,6 +20,7 @@ KNOWN: dict[str, ModelSize] = {
     "meta-llama/Llama-2-13b-hf": ModelSize(5120, 13824, 40, 40, 40, 32000, 4096),
     "meta-llama/Llama-2-70b-hf": ModelSize(8192, 28672, 80, 64, 8, 32000, 4096),
     "facebook/opt-6.7b": OptSize(4096, 16384, 32, 32, 32, 50272, 2048),
+    "zai-org/glm-4-9b-hf": GlmSize(4096, 13696, 40, 32, 2, 151552, 131072, head_width=128),
 }
 
 
@@ -35,7 +37,7 @@ def find_model(name: str) -> tuple[ModelSize | None, str]:
     cached = hub_config(resolve_model(name, Path()))
     if cached is not None:
         return read_size(cached), "in the Hugging Face cache, missing files are downloaded"
-    login = "" if isinstance(KNOWN.get(name), OptSize) else " (LLaMA asks for a login)"
+    login = " (LLaMA asks for a login)" if name.startswith("meta-llama/") else ""
     return KNOWN.get(name), f"not on this machine, downloaded at first use{login}"
 
 
@@ -55,6 +57,8 @@ def read_size(path: Path) -> ModelSize | None:
         raise UserError(f"{path}: not readable as JSON ({error}): download the model again.") from None
     if config.get("model_type") in LLAMA_SHAPED:
         return llama_size(config)
+    if config.get("model_type") in GLM_NORMS:
+        return glm_size(config)
     return opt_size(config) if config.get("model_type") == "opt" else None
 
 
@@ -70,6 +74,13 @@ def llama_size(config: dict[str, Any]) -> ModelSize:
         tied=config.get("tie_word_embeddings", False),
         head_width=config.get("head_dim"),
     )
+
+
+def glm_size(config: dict[str, Any]) -> GlmSize:
+    """What LLaMA's shape has too, and the biases and norms."""
+    norms = GLM_NORMS[config["model_type"]]
+    shared = vars(llama_size(config))
+    return GlmSize(**shared, attention_bias=config.get("attention_bias", norms == 2), norms=norms)
 
 
 def opt_size(config: dict[str, Any]) -> OptSize | None:

@@ -53,6 +53,7 @@ class Outline:
 
     templates: of the prompts, each with what it must be; the first `named_templates` are shown.
     untrained: why no training is needed, None where it is. lines: what to tell about the corpora.
+    shortened_by: the setting that makes prompts shorter.
     """
 
     templates: Sequence[tuple[str, Family]]
@@ -61,6 +62,7 @@ class Outline:
     untrained: str | None
     asking: Asking
     lines: tuple[tuple[str, str], ...] = ()
+    shortened_by: str = "prompts.history_items"
 
     @property
     def needed(self) -> tuple[Training, ...]:

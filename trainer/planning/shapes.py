@@ -123,3 +123,39 @@ class OptSize(ModelSize):
         (the inputs of the queries, of the output and of the MLP)."""
         kept = (6 if frozen else 9) * self.hidden + self.intermediate
         return element * (kept + 4) + 4 * self.heads
+
+
+@dataclass(frozen=True)
+class GlmSize(ModelSize):
+    """GLM-4's shape: LLaMA's with gate and up in one weight, and biases of queries, keys and values.
+
+    norms: of a layer; 4 where they stand behind each part too (GLM-4-0414).
+    """
+
+    attention_bias: bool = True
+    norms: int = 2
+
+    @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        layers = super().linear_layers
+        kept = {name: layers[name] for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        return {
+            **kept,
+            "gate_up_proj": (self.hidden, 2 * self.intermediate),
+            "down_proj": layers["down_proj"],
+        }
+
+    @property
+    def layer_parameters(self) -> int:
+        linear = sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        biases = self.query_width + 2 * self.key_width if self.attention_bias else 0
+        return linear + biases + self.norms * self.hidden
+
+    @property
+    def largest_parameter(self) -> int:
+        return self.hidden * max(self.vocab, 2 * self.intermediate, self.query_width)
+
+    def layer_activations(self, element: int, frozen: bool) -> int:
+        """LLaMA's, and for each norm more 4h (the fp32 input), a statistic and, trained, 2eh."""
+        norm = 4 * self.hidden + 4 + (0 if frozen else 2 * element * self.hidden)
+        return super().layer_activations(element, frozen) + (self.norms - 2) * norm

@@ -13,6 +13,7 @@ from recloom.trainer.planning.memory import SmallParts
 from recloom.trainer.planning.outline import Asking, Outline, Training
 from recloom.trainer.planning.shapes import ModelSize
 from recloom.trainer.planning.tokens import Corpus, make_corpus
+from recloom.trainer.planning.users import recommender_width
 from recloom.trainer.systems.a_llmrec.methods import projected
 from recloom.trainer.systems.a_llmrec.planned_users import learned_users, num_questions
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock
@@ -102,13 +103,6 @@ def projection_parts(config: ALLMRecConfig, model: ModelSize) -> SmallParts:
         inputs.append(max(item_widths[name] for name in projected(config)))
     parameters = sum(hidden * (wide + 3) + tokens * (hidden + 1) for wide in inputs)
     return SmallParts(parameters, hidden * max(tokens, *inputs))
-
-
-def recommender_width(config: ALLMRecConfig) -> int:
-    """D; twice the setting where GMF and an MLP have a table each (NCF)."""
-    backbone = getattr(config.backbones, config.backbones.tasks[0])
-    width: int = backbone.embedding
-    return 2 * width if backbone.model == "ncf" else width
 
 
 def lora_parts(lora: LoraBlock, model: ModelSize) -> SmallParts:
