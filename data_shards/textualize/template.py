@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import yaml
 
@@ -101,10 +101,15 @@ def load_template(source: str | Path, family: Family) -> Template:
     Raises UserError for a file that cannot be read, a missing or unknown placeholder, or a blank line.
     """
     path = template_path(source)
-    blocks = read_blocks(path)
-    for text in blocks:
+    return build_template(path, path.stem, read_blocks(path), family)
+
+
+def build_template(path: Path | str, name: str, texts: Sequence[str], family: Family) -> Template:
+    """Blocks of text, checked. `path` is what an error names: the file, and the place in it where it has
+    several templates."""
+    for text in texts:
         check_lines(path, text)
-    template = Template(path.stem, tuple(parse_block(path, text) for text in blocks))
+    template = Template(name, tuple(parse_block(path, text) for text in texts))
     check_placeholders(path, template, family)
     return template
 
@@ -114,18 +119,27 @@ def read_blocks(path: Path) -> list[str]:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
         raise UserError(f"template {path}: no such file: name one of {shipped}, or the path of a .yaml file.")
-    try:
-        value: Any = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = one_line(str(error))
-        raise UserError(f"template {path}: it is no valid YAML ({reason}): mend it.") from None
+    value = read_yaml(path)
     blocks = value.get("blocks") if isinstance(value, dict) and set(value) == {"blocks"} else None
-    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, str) for block in blocks):
+    if not is_texts(blocks):
         raise UserError(f"template {path}: a template is one list of texts named `blocks`: write it so.")
     return blocks
 
 
-def check_lines(path: Path, text: str) -> None:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = one_line(str(error))
+        raise UserError(f"template {path}: it is no valid YAML ({reason}): mend it.") from None
+
+
+def is_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def check_lines(path: Path | str, text: str) -> None:
     """Blank lines and spaces at line ends would be tokenised otherwise than they look."""
     for line in text.split("\n"):
         if line != line.strip() or not line:
@@ -135,7 +149,7 @@ def check_lines(path: Path, text: str) -> None:
             )
 
 
-def parse_block(path: Path, text: str) -> Block:
+def parse_block(path: Path | str, text: str) -> Block:
     parts: list[Literal | Field] = []
     try:
         for literal, name, form, conversion in Formatter().parse(text):
@@ -148,7 +162,7 @@ def parse_block(path: Path, text: str) -> Block:
     return tuple(parts)
 
 
-def check_placeholders(path: Path, template: Template, family: Family) -> None:
+def check_placeholders(path: Path | str, template: Template, family: Family) -> None:
     unknown = sorted(template.fields - family.known)
     if unknown:
         known = ", ".join(sorted(family.known))
@@ -160,7 +174,7 @@ def check_placeholders(path: Path, template: Template, family: Family) -> None:
         check_answer(path, template)
 
 
-def check_answer(path: Path, template: Template) -> None:
+def check_answer(path: Path | str, template: Template) -> None:
     before = [part for block in template.blocks for part in block][:-1]
     last = template.blocks[-1]
     own_line = len(last) > 1 and isinstance(last[-2], Literal) and last[-2].text.endswith("\n")
