@@ -25,12 +25,14 @@ GPUS = {"llama4rec_7b": 16, "llama4rec_13b": 16, "llama4rec_70b": 32}
 GPUS |= {path.stem: 16 for path in SHIPPED if "cluster_7b" in path.read_text()}
 OPT = {path.stem for path in SHIPPED if "opt_6_7b" in path.read_text()}  # the paper's GPUs: section 5.1
 GPUS |= {stem: 4 if "movies" in stem or stem == "a_llmrec_opt_6_7b" else 1 for stem in OPT}
+GPUS |= {path.stem: 4 for path in SHIPPED if "glm" in path.read_text()}  # Laser's batch of 4
 DATA = {"ml100k": "ML-100K", "ml1m": "ML-1M", "bookcrossing": "BookCrossing"}
 
 
 def test_the_configs_are_there() -> None:
     names = {path.stem for path in SHIPPED}
-    assert names >= {"llama4rec_quickstart", "a_llmrec_quickstart", "a_llmrec_opt_6_7b", *GPUS}
+    quick = {f"{system}_quickstart" for system in ("llama4rec", "a_llmrec", "laser")}
+    assert names >= {*quick, "a_llmrec_opt_6_7b", "laser_glm4_9b", *GPUS}
 
 
 def test_no_two_runs_share_a_folder() -> None:
@@ -139,3 +141,13 @@ def test_the_quickstart_of_a_llmrec_is_small() -> None:
     assert (config.scenario.name, config.scenario.negatives, config.positive_rating) == ("overall", 19, None)
     assert config.backbones.sequential.model == "sasrec" and "a_llmrec" in config.methods
     assert config.align.epochs < 10 and config.project.epochs < 5 and config.scenario.users <= 1000
+
+
+def test_the_quickstart_of_laser_is_small() -> None:
+    """The recipe with fewer users and epochs, an LLM of 135M parameters and a small M-Former."""
+    config = read_config(FOLDER / "laser_quickstart.yaml")
+    assert config.model.path == "smollm2-135m-instruct" and config.data.path is None
+    assert config.parallel.cpu_ranks == 2 and config.parallel.zero_stage == 3
+    assert config.positive_rating is None and "laser" in config.methods
+    assert config.stage_1.epochs < 15 and config.stage_2.epochs < 5 and config.learn.users <= 1000
+    assert config.bitune.mformer.blocks < 12 and not config.rank.mask_seen

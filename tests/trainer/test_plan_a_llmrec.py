@@ -116,7 +116,7 @@ def test_users_of_prepared_data_are_counted(tmp_path: Path) -> None:
     """In the first seed's folder."""
     card = tmp_path / "seed_2024/data/card.json"
     card.parent.mkdir(parents=True)
-    card.write_text(json.dumps({"measured": {"users": 77, "interactions": 770}}))
+    card.write_text(json.dumps({"measured": {"users": 77, "items": 9, "interactions": 770}}))
     plan = make_plan(beauty(("run_dir", str(tmp_path))), 1, 48)
     assert line(plan, "users") == f"77 to learn from: counted in {card}"
 

@@ -38,7 +38,7 @@ from recloom.trainer.planning.memory import (
     training_memory,
 )
 from recloom.trainer.planning.model_size import KNOWN, find_model, read_size
-from recloom.trainer.planning.shapes import ModelSize, OptSize
+from recloom.trainer.planning.shapes import ModelSize
 from recloom.trainer.planning.tokens import samples_per_row
 from recloom.trainer.systems.llama4rec.planning import prompt_tokens
 from recloom.trainer.systems.llama4rec.settings import PromptsBlock
@@ -64,7 +64,7 @@ def num_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-LLAMA_SHAPED = [(name, size) for name, size in KNOWN.items() if not isinstance(size, OptSize)]
+LLAMA_SHAPED = [(name, size) for name, size in KNOWN.items() if type(size) is ModelSize]
 
 
 @pytest.mark.parametrize(("name", "size"), LLAMA_SHAPED)

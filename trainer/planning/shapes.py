@@ -156,6 +156,8 @@ class GlmSize(ModelSize):
         return self.hidden * max(self.vocab, 2 * self.intermediate, self.query_width)
 
     def layer_activations(self, element: int, frozen: bool) -> int:
-        """LLaMA's, and for each norm more 4h (the fp32 input), a statistic and, trained, 2eh."""
-        norm = 4 * self.hidden + 4 + (0 if frozen else 2 * element * self.hidden)
-        return super().layer_activations(element, frozen) + (self.norms - 2) * norm
+        """LLaMA's; sine and cosine, which each layer makes anew for half of a head, e q / a; for each norm
+        more 4h (the fp32 input), a statistic and, trained, eh (the normalised: no linear layer reads it)."""
+        turned = element * self.query_width // self.heads
+        norm = 4 * self.hidden + 4 + (0 if frozen else element * self.hidden)
+        return super().layer_activations(element, frozen) + turned + (self.norms - 2) * norm

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from recloom.trainer.report.bituning import validation_values
 from recloom.trainer.report.costs import time_values
 from recloom.trainer.report.read import RunRecord
 from recloom.trainer.report.results import LOWER_IS_BETTER, Group, group_results
@@ -22,6 +23,7 @@ from recloom.trainer.report.users import user_values
 from recloom.trainer.significance import PairedTest, paired_t_test
 
 FOLDER = Path(__file__).parent / "paper"
+Figures = dict[str, list[float | None]]  # by method, one value a metric; None: not known
 PER_USER = {"RMSE": "SE", "MAE": "AE"}  # a metric's value of one user, where it has another name
 
 
@@ -44,13 +46,13 @@ class Measured:
 class PaperTable:
     """Entries of one table of the paper; a table can have several, each of a scenario or a variant.
 
-    figures: by data set, backbone and method, one value a metric.
+    figures: by data set and backbone.
     """
 
     table: str
     task: str
     metrics: tuple[str, ...]
-    figures: dict[str, dict[str, dict[str, list[float]]]]
+    figures: dict[str, dict[str, Figures]]
     scenario: str = OVERALL
     variant: str = ""
 
@@ -63,7 +65,7 @@ class Match:
     item: Measured
 
     @property
-    def figures(self) -> dict[str, list[float]]:
+    def figures(self) -> Figures:
         return self.table.figures[self.item.group.dataset][self.item.group.backbone]
 
     @property
@@ -104,10 +106,11 @@ def comparison(records: Sequence[RunRecord], markdown: bool = False) -> str:
 
 def measured(record: RunRecord) -> Iterator[Measured]:
     view = record.view
-    name, variant, times = record.config["name"], view.variant(record.config), time_values(record.times)
+    name, variant = record.config["name"], view.variant(record.config)
+    beside = time_values(record.times) | validation_values(record.curves, view)
     for group in group_results(record.rows, view):
-        timed = replace(group, values=group.values | times) if group.scenario == OVERALL else group
-        yield Measured(name, variant, timed, record.per_user)
+        whole = replace(group, values=group.values | beside) if group.scenario == OVERALL else group
+        yield Measured(name, variant, whole, record.per_user)
 
 
 def system_blocks(system: str, items: Sequence[Measured], markdown: bool) -> Iterator[str]:
@@ -163,7 +166,8 @@ def method_lines(match: Match) -> Iterator[list[str]]:
         for place, metric in enumerate(table.metrics):
             value = item.group.values.get((method, metric))
             star = "*" if method == ours and is_gain(tests[metric], metric) else ""
-            paper = f"{figures[method][place]:.4f}" if method in figures else "-"
+            known = figures[method][place] if method in figures else None
+            paper = "-" if known is None else f"{known:.4f}"
             cells.append(f"{'-' if value is None else value}{star} ({paper})")
         yield [method, *cells]
     if ours in figures and rivals:
@@ -194,10 +198,10 @@ def gain(group: Group, rivals: Sequence[str], metric: str) -> float | None:
     return relative_gain(values[ours], known, metric)
 
 
-def paper_gain(
-    figures: dict[str, list[float]], ours: str, rivals: Sequence[str], place: int, metric: str
-) -> float:
-    return relative_gain(figures[ours][place], [figures[name][place] for name in rivals], metric)
+def paper_gain(figures: Figures, ours: str, rivals: Sequence[str], place: int, metric: str) -> float | None:
+    own, known = figures[ours][place], [figures[name][place] for name in rivals]
+    others = [figure for figure in known if figure is not None]
+    return relative_gain(own, others, metric) if own is not None and others else None
 
 
 def against_best(item: Measured, rivals: Sequence[str], metric: str) -> PairedTest | None:

@@ -9,13 +9,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recloom.data_shards.artifacts import atomic_write_text
 from recloom.data_shards.cards import PAPER_TABLE, difference, number
+from recloom.trainer.report.bituning import bituning
 from recloom.trainer.report.costs import REFERENCE, costs
 from recloom.trainer.report.genres import genre_answers
-from recloom.trainer.report.making import alignment_curve, invalid_rows, training, weight_grids
+from recloom.trainer.report.making import Training, alignment_curve, invalid_rows, training, weight_grids
 from recloom.trainer.report.overview import results_tables, task_view, tiles
 from recloom.trainer.report.read import RunRecord, read_run
 from recloom.trainer.report.results import LOWER_IS_BETTER, TASKS, group_results, place
 from recloom.trainer.report.tables import ceiling_label, direction, metric_notes
+
+TRAINING = "training.html"
 
 
 def write_report(run_folder: Path) -> Path:
@@ -91,14 +94,18 @@ def llm_parts(record: RunRecord) -> dict[str, Any]:
         "reachable_only": record.config.get("rank", {}).get("reachable_only", False),
         "alphas": sorted(chosen.items(), key=lambda pair: place(pair[0], TASKS)),
         "grids": weight_grids(chosen),
-        "trainings": [
-            training(view.model_names.get(name, name), rows) for name, rows in record.curves.items()
-        ],
+        "trainings": trainings(record) if TRAINING in view.sections else [],
+        "bituning": bituning(record.parameters, record.curves, view),
         "alignment": alignment_curve(record.alignment),
         "costs": costs(record.times, view),
         "reference": REFERENCE if REFERENCE in record.times else None,
         "genres": genre_answers(record.genres, view),
     }
+
+
+def trainings(record: RunRecord) -> list[Training]:
+    names = record.view.model_names
+    return [training(names.get(name, name), rows) for name, rows in record.curves.items()]
 
 
 def duration(seconds: float) -> str:

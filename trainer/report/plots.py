@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from recloom.trainer.report.results import LOWER_IS_BETTER, Group, place
+from recloom.trainer.report.system_view import SystemView
 from recloom.trainer.report.users import Bin
 
 INK = "#010101"  # stands for the page's text colour in the SVG
@@ -23,7 +24,8 @@ INK = "#010101"  # stands for the page's text colour in the SVG
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
 SKY = "#56b4e9"
 Dash = Literal["-", "--", ":"]
-LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of a view's methods, then of others
+Line = tuple[str, str, Dash]  # colour, marker, dash
+LINES: tuple[Line, ...] = (  # of a view's methods, then of others
     (INK, "o", "--"),
     (GREEN, "s", ":"),
     (ORANGE, "^", "-"),
@@ -31,6 +33,8 @@ LINES: tuple[tuple[str, str, Dash], ...] = (  # colour, marker, dash of a view's
     (RED, "P", ":"),
     (SKY, "X", ":"),
     (BLUE, "D", "-"),
+    (GREEN, ">", "--"),
+    (PURPLE, "h", "-"),
     (INK, "*", "-"),
 )
 OURS = 6  # the line of the whole system
@@ -69,7 +73,7 @@ def activity_plot(group: Group, metric: str, bins: Sequence[Bin]) -> Markup:
         methods = list(bins[0].means)
         at_B = np.arange(len(bins))
         for index, method in enumerate(methods):
-            colour, marker, dash = line_of(group, method)
+            colour, marker, dash = line_of(group.view, method)
             shift = 0.09 * (index - (len(methods) - 1) / 2)
             axes.errorbar(
                 at_B + shift,
@@ -112,7 +116,8 @@ def loss_plot(name: str, rows: Sequence[dict[str, Any]]) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss (nats an answer token)")
-        axes.legend(loc="upper right")
+        if len(training) or len(validation):  # a training without an epoch has neither
+            axes.legend(loc="upper right")
         return svg(figure, f"{name}: training and validation loss over optimizer steps")
 
 
@@ -149,7 +154,7 @@ def new_axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
 def legend_above(figure: Figure, group: Group, methods: Sequence[str]) -> None:
     lines = []
     for method in methods:
-        colour, marker, dash = line_of(group, method)
+        colour, marker, dash = line_of(group.view, method)
         lines.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, label=group.label(method)))
     figure.legend(
         handles=lines,
@@ -161,10 +166,12 @@ def legend_above(figure: Figure, group: Group, methods: Sequence[str]) -> None:
     )
 
 
-def line_of(group: Group, method: str) -> tuple[str, str, Dash]:
-    if method == group.view.ours[0]:
+def line_of(view: SystemView, method: str) -> Line:
+    """Methods by their place, the system's own line left out; recommenders beside the backbone are others."""
+    if method == view.ours[0]:
         return LINES[OURS]
-    return LINES[min(place(method, tuple(group.view.methods)), len(LINES) - 1)]
+    index = place(method, [name for name in view.methods if name not in view.backbones])
+    return LINES[min(index + (index >= OURS), len(LINES) - 1)]
 
 
 def svg(figure: Figure, label: str) -> Markup:

@@ -38,6 +38,7 @@ class RunRecord:
     Attributes:
         config_text: config.yaml as written; config: the same, parsed.
         rows: results.jsonl. per_user: per_user.parquet. aggregate: aggregate.json. times: times.json.
+        parameters: parameters.json.
         curves: the rows of tune/NAME/metrics.jsonl by NAME.
         alignment: the rows of align/metrics.jsonl. genres: those of genres.jsonl.
         stages: the markers in stages/, longest first.
@@ -53,6 +54,7 @@ class RunRecord:
     per_user: pa.Table
     aggregate: dict[str, Any]
     times: dict[str, Any]
+    parameters: dict[str, int]
     curves: dict[str, list[Row]]
     alignment: list[Row]
     genres: list[Row]
@@ -96,6 +98,7 @@ def read_one(folder: Path) -> RunRecord:
         per_user=read_parquet(folder / "per_user.parquet", files.stage("per_user.parquet")),
         aggregate=files.json("aggregate.json"),
         times=files.json("times.json"),
+        parameters=files.json("parameters.json"),
         curves={} if config["model"].get("tuned") else files.curves("tune"),
         alignment=files.lines("align/metrics.jsonl"),
         genres=files.lines("genres.jsonl"),

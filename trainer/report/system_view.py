@@ -50,6 +50,7 @@ class SystemView:
         backbones: backbones by name; Base is called after its own. Empty: Base is called Base.
         model_names: what a name in files (tune/NAME) is called.
         variant: what a config switches off, "" for nothing: the label of an ablation in the paper's file.
+        variant_lead: before it, on the page.
     """
 
     title: str
@@ -72,6 +73,7 @@ class SystemView:
     backbones: Mapping[str, str] = field(default_factory=dict)
     model_names: Mapping[str, str] = field(default_factory=dict)
     variant: Callable[[dict[str, Any]], str] = no_variant
+    variant_lead: str = "An ablation of the system"
 
     @property
     def by_scenario(self) -> bool:
@@ -91,9 +93,9 @@ class SystemView:
         return TASK_NAMES.get(task, task) if self.scenario_text is None else self.scenario_text(scenario)
 
     def label(self, method: str, backbone: str) -> str:
-        """A method as tables name it."""
+        """A method as tables name it: a recommender by its name."""
         if method != BASELINE or not self.backbones:
-            return method
+            return self.backbones.get(method, method)
         return f"{self.backbones.get(backbone, backbone)} (backbone)"
 
 

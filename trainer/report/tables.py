@@ -116,7 +116,8 @@ def protocol_lines(groups: Sequence[Group]) -> list[str]:
 def direction(groups: Sequence[Group]) -> str:
     """Which way is better, of the metrics that are there."""
     metrics = {metric for group in groups for metric in group.metrics}
-    ranking = "H and N: higher is better" if any("@" in metric for metric in metrics) else ""
+    names = "H, N and MRR" if "MRR" in metrics else "H and N"
+    ranking = f"{names}: higher is better" if any("@" in metric for metric in metrics) else ""
     rating = "RMSE and MAE: lower is better" if metrics & {"RMSE", "MAE"} else ""
     return "; ".join(text for text in (ranking, rating) if text)
 

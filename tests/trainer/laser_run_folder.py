@@ -1,0 +1,154 @@
+"""A run folder as Laser's stages leave it, written by hand: few users, simulated ranks, four experts.
+
+Shapes: N users asked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from a_llmrec_run_folder import write_lines
+
+from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
+from recloom.trainer import metrics
+from recloom.trainer.config import RunConfig
+from recloom.trainer.config_io import build_config, dump_config
+
+SCIENTIFIC = "Amazon 2018 Industrial and Scientific"
+NUM_USERS, NUM_ITEMS = 60, 400
+SKILL = {
+    "Base": 2.0,
+    "sasrec": 2.4,
+    "Laser": 9.0,
+    "w/o M-Former": 5.0,
+    "w/o stage 1": 1.0,
+    "w/o stage 2": 7.0,
+}
+PARAMETERS = {
+    "Bi-Tuning (8 tokens and a suffix)": 9 * 576,
+    "Laser in all": 525_952,
+    "LoRA (rank 8, q_proj and v_proj)": 460_800,
+    "full tuning": 134_515_008,
+    "prompt tuning (8 tokens)": 8 * 576,
+    "w/o M-Former in all": 9 * 576,
+}
+VALIDATION = {  # by epoch from 1; stage 2 from 0, what came in
+    "laser_1": [0.04, 0.09, 0.07],
+    "laser_2": [0.09, 0.09, 0.11],
+    "no_mformer_1": [0.03, 0.05, 0.06],
+    "no_mformer_2": [0.06, 0.05, 0.04],
+    "no_stage_1_1": [0.01],
+    "no_stage_1_2": [0.01, 0.02, 0.02],
+}
+STEPS = 8  # of an epoch
+SECONDS = {"prepare": 2.0, "backbone": 30.0, "bitune_1_laser": 600.0, "rank": 50.0}
+
+
+def make_config(**changes: Any) -> RunConfig:
+    raw = {
+        "name": "fixture",
+        "system": "laser",
+        "data": {"source": "movielens"},
+        "model": {"path": "smollm2-135m"},
+        "backbones": {"sequential": {"model": "bert4rec"}},
+        "methods": ["laser", "no_mformer", "no_stage_1", "no_stage_2"],
+        "baselines": ["sasrec"],
+    }
+    return build_config({**raw, **changes}, "fixture.yaml")
+
+
+def card(dataset: str) -> dict[str, Any]:
+    return {
+        "name": dataset,
+        "measured": {"users": 60, "items": NUM_ITEMS, "interactions": 480, "density": 0.02},
+        "average_length": 8.0,
+        "tasks": {"topk": {"train": 360, "valid": 60, "test": 60}},
+        "paper": None,
+    }
+
+
+class Writer:
+    """Rows of results.jsonl and per_user.parquet, as the stage `evaluate` writes them."""
+
+    def __init__(self, config: RunConfig, dataset: str) -> None:
+        (self.task,) = config.backbones.tasks
+        self.backbone = getattr(config.backbones, self.task).model
+        self.config, self.dataset = config, dataset
+        self.rows: list[dict[str, Any]] = []
+        self.per_user: list[dict[str, Any]] = []
+
+    def add(self, scenario: str, method: str, ranks_N: np.ndarray) -> None:
+        for metric, values_N in metrics.one_target_metrics(ranks_N, (10,)).items():
+            place = {
+                "task": self.task,
+                "scenario": scenario,
+                "backbone": self.backbone,
+                "method": method,
+                "metric": metric,
+            }
+            told = {
+                "dataset": self.dataset,
+                "split": "test",
+                "seed": self.config.seed,
+                "users": len(values_N),
+                "protocol": f"full catalogue, {NUM_ITEMS} items, items seen stay in",
+            }
+            self.rows.append({**place, **told, "value": float(values_N.mean())})
+            for user, value in enumerate(values_N.tolist()):
+                self.per_user.append(
+                    {**place, "user": user, "num_interactions": 3 + user % 9, "value": value}
+                )
+
+
+def write_laser_folder(
+    folder: Path, dataset: str = SCIENTIFIC, seed: int = 2024, busy: float = 0.4, **changes: Any
+) -> Path:
+    """Everything that the report reads. busy: users that expert 1 takes in the last epoch of stage 1."""
+    config = make_config(**{"seed": seed, **changes})
+    writer = Writer(config, dataset)
+    for number, scenario in enumerate(("overall", "warm", "cold")):
+        rng = np.random.default_rng([seed, number])
+        size = NUM_USERS // (number + 1)
+        shared_N = rng.exponential(60.0, size)
+        for method, skill in SKILL.items():
+            writer.add(scenario, method, np.ceil(shared_N / skill + rng.exponential(2.0, size)))
+    atomic_write_text(folder / "config.yaml", dump_config(config))
+    atomic_write_json(folder / "env.json", {"python": "3.11.2", "cpu_cores": 2, "packages": {"torch": "2"}})
+    atomic_write_json(folder / "data" / "card.json", card(dataset))
+    write_lines(folder / "results.jsonl", writer.rows)
+    pq.write_table(pa.Table.from_pylist(writer.per_user), folder / "per_user.parquet")
+    atomic_write_json(folder / "parameters.json", PARAMETERS)
+    for name in VALIDATION:
+        write_lines(folder / "tune" / name / "metrics.jsonl", curve(name, busy))
+    for name, seconds in SECONDS.items():
+        marker = {"stage": name, "title": name, "digest": "0", "outputs": {}, "seconds": seconds}
+        atomic_write_json(folder / "stages" / f"{name}.json", marker)
+    return folder
+
+
+def curve(name: str, busy: float) -> list[dict[str, Any]]:
+    """Steps of every epoch with the validation behind it."""
+    values = VALIDATION[name]
+    starts = name.endswith("_2") or len(values) == 1  # with a validation of what came in
+    rows: list[dict[str, Any]] = []
+    for place, value in enumerate(values):
+        epoch = place if starts else place + 1
+        rows += [step_row(name, epoch, number, busy) for number in range(STEPS) if epoch > 0]
+        rows.append({"step": epoch * STEPS, "epoch": epoch, "validation_N@10": value})
+    return rows
+
+
+def step_row(name: str, epoch: int, number: int, busy: float) -> dict[str, Any]:
+    step = (epoch - 1) * STEPS + number + 1
+    loss = 7.0 / step**0.3
+    row = {"step": step, "epoch": epoch - 1, "loss": loss + 0.01, "contrastive": loss}
+    row |= {"tokens": 900, "samples": 4 + 4 * (number % 2), "seconds": 0.5}
+    if name.startswith("no_mformer"):
+        return row
+    first = busy if name == "laser_1" and epoch == 3 else 0.25
+    rest = (1 - first) / 3
+    return row | {"balance": 1.1, "expert_0": rest, "expert_1": first, "expert_2": rest, "expert_3": rest}
