@@ -269,7 +269,7 @@ def searches(request: Request) -> bool:
 
 
 def pooling() -> dict[str, Any]:
-    """What makes vLLM give the last position's state behind the final norm; its activation would normalise."""
+    """vLLM gives the last position's state behind the final norm; its activation would normalise it."""
     from vllm.config import PoolerConfig
 
     pooler = PoolerConfig(seq_pooling_type="LAST", use_activation=False)

@@ -26,11 +26,12 @@ from recloom.trainer.systems.laser.epochs import ITEMS
 from recloom.trainer.systems.laser.methods import Method, asked_methods, stage_numbers
 from recloom.trainer.systems.laser.network import load_weights, make_network, read_weights
 from recloom.trainer.systems.laser.objective import RowReader
+from recloom.trainer.systems.laser.parameters import empty_llm
 from recloom.trainer.systems.laser.settings import LaserConfig
 from recloom.trainer.systems.laser.states import load_states
 from recloom.trainer.systems.laser.task import Task, load_task
 from recloom.trainer.systems.laser.texts import make_renderer
-from recloom.trainer.systems.laser.training import model_folder
+from recloom.trainer.systems.laser.training import model_folder, recommender_width
 
 SHOWN = 10  # items of each user's list that are kept
 
@@ -70,25 +71,35 @@ def load_network(run: Run[LaserConfig], method: Method) -> BiTuning:
     """The trained network around the LLM, in the training's number format, for evaluation."""
     from transformers import AutoModelForCausalLM
 
-    config, folder = run.config, final_folder(run, method)
+    model = run.config.model
     with quiet_transformers():
         llm: Any = AutoModelForCausalLM.from_pretrained(
-            resolve_model(config.model.path, run.cache),
-            dtype=getattr(torch, config.model.dtype),
-            attn_implementation=config.model.attention,
+            resolve_model(model.path, run.cache),
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=model.attention,
         )
-    table_VH = llm.get_input_embeddings().weight.detach().float()
+    return trained_around(run, method, llm).to(device())
+
+
+def load_parts(run: Run[LaserConfig], method: Method) -> BiTuning:
+    """What was trained, alone: the LLM inside has shapes but no weights."""
+    return trained_around(run, method, empty_llm(resolve_model(run.config.model.path, run.cache)))
+
+
+def trained_around(run: Run[LaserConfig], method: Method, llm: Any) -> BiTuning:
+    """All that is trained is loaded, so where it started from does not matter."""
+    config, folder = run.config, final_folder(run, method)
     network = make_network(
         llm.base_model,
         method,
         config.bitune,
-        load_states(run).width if method.prefix == "mformer" else 0,
-        float(table_VH.square().mean().sqrt()),
-        table_VH.mean(0),
+        recommender_width(run, method),
+        1.0,
+        torch.zeros(llm.get_input_embeddings().embedding_dim),
         make_renderer(run).eos_id,
     )
     load_weights(network, read_weights(folder), folder)
-    return network.to(device(), getattr(torch, config.model.dtype)).eval()
+    return network.to(getattr(torch, config.model.dtype)).eval()
 
 
 def keep_ranking(run: Run[LaserConfig], task: Task, method: Method) -> None:

@@ -9,8 +9,8 @@ from recloom.trainer.preparation import run_prepare
 from recloom.trainer.report.html import write_report
 from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
-from recloom.trainer.systems.laser import backbones, evaluate, export, rank, texts, training
-from recloom.trainer.systems.laser.methods import Method, stage_numbers, trained_methods
+from recloom.trainer.systems.laser import backbones, evaluate, export, rank, texts, training, vllm_rank
+from recloom.trainer.systems.laser.methods import Method, asked_methods, stage_numbers, trained_methods
 from recloom.trainer.systems.laser.settings import LaserConfig, StageBlock
 
 MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", "seed")
@@ -100,16 +100,7 @@ def bitune_stage(method: Method, number: int) -> Stage:
 def asking_stages(config: LaserConfig, needs: tuple[str, ...]) -> list[Stage]:
     baselines = ("baselines",) if config.baselines else ()
     return [
-        Stage(
-            "rank",
-            "users at test as vectors, the catalogue ranked",
-            "process",
-            needs=needs,
-            settings=("methods", "rank", "embed.pack_length", "model.dtype"),
-            outputs=("rank",),
-            run=rank.run_rank,
-            inputs=model_files,
-        ),
+        rank_stage(config, needs),
         Stage(
             "export",
             "the items' vectors as a matrix and as a faiss index",
@@ -138,6 +129,27 @@ def asking_stages(config: LaserConfig, needs: tuple[str, ...]) -> list[Stage]:
             run=report,
         ),
     ]
+
+
+def rank_stage(config: LaserConfig, needs: tuple[str, ...]) -> Stage:
+    """In this process, or by bulk passes."""
+    title = "users at test as vectors, the catalogue ranked"
+    settings: tuple[str, ...] = ("methods", "rank", "model.dtype")
+    if config.rank.engine == "hf":
+        settings = (*settings, "embed.pack_length")
+        return Stage("rank", title, "process", needs, settings, ("rank",), rank.run_rank, inputs=model_files)
+    passes = (f"bulk/{vllm_rank.pass_name(method)}" for method in asked_methods(config))
+    return Stage(
+        "rank",
+        title,
+        "vllm",
+        needs,
+        (*settings, "bulk.dtype", "bulk.max_model_len"),
+        ("rank", *passes),
+        vllm_rank.run_vllm_rank,
+        passes=vllm_rank.passes,
+        inputs=model_files,
+    )
 
 
 def report(run: Run[LaserConfig]) -> None:

@@ -57,6 +57,15 @@ def ablated_stage_is_there(config: LaserConfig) -> str | None:
     return "methods: no_stage_2 is laser as stage 1 leaves it, but methods does not name laser, add it"
 
 
+def pooling_fits_engine(config: LaserConfig) -> str | None:
+    if config.rank.engine == "hf" or "average" not in config.methods:
+        return None
+    return (
+        "rank.engine = vllm: its pooling reads the last position and method average needs all, "
+        "set rank.engine to hf or remove average"
+    )
+
+
 RULES = (
     Rule(("backbones",), one_backbone),
     Rule(("methods",), methods_differ),
@@ -64,4 +73,5 @@ RULES = (
     Rule(("baselines", "backbones"), baselines_differ),
     Rule(("methods", "stage_1", "stage_2"), some_training),
     Rule(("methods",), ablated_stage_is_there),
+    Rule(("methods", "rank.engine"), pooling_fits_engine),
 )
