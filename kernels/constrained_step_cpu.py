@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 
+from recloom.kernels.numba_threads import as_many_threads_as_torch
 from recloom.kernels.token_trie import TokenTrie, end_mark
 from recloom.kernels.trie_restrictions import Restrictions
 
@@ -46,17 +46,16 @@ def step_on_cpu(
     states = np.ascontiguousarray(states_BM.cpu().numpy(), dtype=np.int64)
     trie.check_states(states)
     scores = np.ascontiguousarray(scores_BM.detach().cpu().numpy(), dtype=np.float32)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     total_R = np.zeros(len(logits), np.float32)
-    if not renormalise:
-        normalisers(read, logits, scores.reshape(-1), total_R)
     out = new_output(len(states), keep)
     fine_B = np.ones(len(states), np.bool_)
     arrays = (trie.first_edge_S1, trie.edge_token_E, trie.edge_target_E, trie.tail_token_T)
     marks = (np.int64(end_mark(trie.tail_token_T.dtype)), trie.num_branch_states)
-    select(
-        read, logits, total_R, renormalise, states, scores, arrays, marks, plain(restrictions), out, fine_B
-    )
+    left = plain(restrictions)
+    with as_many_threads_as_torch():
+        if not renormalise:
+            normalisers(read, logits, scores.reshape(-1), total_R)
+        select(read, logits, total_R, renormalise, states, scores, arrays, marks, left, out, fine_B)
     if not fine_B.all():
         raise ValueError(
             f"logits_RV holds NaN, +inf, or -inf at a permitted token (request {int(np.argmin(fine_B))}): "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recloom.kernels.catalog_softmax import keys_of, product
+from recloom.kernels.numba_threads import as_many_threads_as_torch
 
 USER_BLOCK = 512
 TILE = 512
@@ -34,16 +35,14 @@ def rank_on_cpu(
 ) -> list[Lists]:
     """Items, scores and targets' ranks of each block of users."""
     offsets_N1, items_P, _ = seen
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     parts = []
-    for start in range(0, len(queries_ND), USER_BLOCK):
-        block = slice(start, start + USER_BLOCK)
-        targets_B = None if targets_N is None else targets_N[block]
-        bounds_B1 = offsets_N1[start : start + len(queries_ND[block]) + 1]
-        part = Block(queries_ND[block], items_ID, norms_I, cosine, targets_B, bounds_B1, items_P)
-        parts.append(part.rank(k))
-    numba.set_num_threads(before)
+    with as_many_threads_as_torch():
+        for start in range(0, len(queries_ND), USER_BLOCK):
+            block = slice(start, start + USER_BLOCK)
+            targets_B = None if targets_N is None else targets_N[block]
+            bounds_B1 = offsets_N1[start : start + len(queries_ND[block]) + 1]
+            part = Block(queries_ND[block], items_ID, norms_I, cosine, targets_B, bounds_B1, items_P)
+            parts.append(part.rank(k))
     return parts
 
 

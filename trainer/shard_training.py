@@ -69,7 +69,7 @@ def train(
     set_threads()
     torch.manual_seed(config.seed)
     check_shards(corpus)
-    source = open_shards(corpus / "train", tokenizer, training.context)
+    source = open_shards(corpus / "train", tokenizer, training.context, "lower prompts.history_items")
     ds_config = deepspeed_json(config.model, training, config.parallel, world_size)
     engine = Engine(build(ds_config), ds_config)
     stream = make_stream(training, config.seed, source, rank, world_size)
@@ -84,11 +84,17 @@ def train(
 
 
 def check_shards(corpus: Path) -> None:
-    """Rank 0 reads every byte: a flipped one must not be trained on. Raises UserError with its file."""
+    """Rank 0 reads every byte: a flipped one must not be trained on. Raises UserError on every rank."""
+    fault: list[str | None] = [None]
     if dist.get_rank() == 0:
-        for part in sorted(path.parent for path in corpus.glob("*/manifest.json")):
-            read_manifest(part, verify=True)
-    dist.barrier()
+        try:
+            for part in sorted(path.parent for path in corpus.glob("*/manifest.json")):
+                read_manifest(part, verify=True)
+        except UserError as error:
+            fault = [str(error)]
+    dist.broadcast_object_list(fault, src=0)
+    if fault[0] is not None:
+        raise UserError(fault[0])
 
 
 def set_threads() -> None:
@@ -97,8 +103,11 @@ def set_threads() -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
 
 
-def open_shards(folder: Path, tokenizer: str, context: int) -> ShardReader:
-    """A reader of complete shards. Raises UserError for another tokenizer's or for too long samples."""
+def open_shards(folder: Path, tokenizer: str, context: int, remedy: str) -> ShardReader:
+    """A reader of complete shards. Raises UserError for another tokenizer's or for too long samples.
+
+    remedy: how to make samples shorter, or the context longer.
+    """
     reader = ShardReader(folder)
     if reader.manifest["tokenizer"] != tokenizer:
         raise UserError(
@@ -107,8 +116,8 @@ def open_shards(folder: Path, tokenizer: str, context: int) -> ShardReader:
     longest = int(reader.lengths_N.max())
     if longest > context:
         raise UserError(
-            f"training.context = {context}: the longest sample has {longest} tokens, "
-            f"raise context to {longest} or lower prompts.history_items."
+            f"context = {context}: the longest sample of {folder} has {longest} tokens, raise it to "
+            f"{longest} or {remedy}."
         )
     return reader
 

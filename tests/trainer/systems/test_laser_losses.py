@@ -151,3 +151,55 @@ def test_load_and_collapse() -> None:
     assert not collapsed(expert_load(router))
     assert collapsed(torch.tensor([0.02, 0.95, 0.03])) and not collapsed(torch.tensor([0.5, 0.5]))
     assert not collapsed(torch.tensor([1.0])), "one expert has nothing to share"
+
+
+@settings(max_examples=40)
+@given(routed())
+def test_balance_over_a_row_equals_loops(matches: list[list[list[float]]]) -> None:
+    """As in Switch, over the users given: f and P are plain means of theirs, and all have the same loss."""
+    experts = len(matches[0][0])
+    shares, masses = [], []
+    for items in matches:
+        rows = [torch.tensor(match).double().softmax(0).tolist() for match in items]
+        best = [row.index(max(row)) for row in rows]
+        shares.append([best.count(expert) / len(rows) for expert in range(experts)])
+        masses.append([sum(row[expert] for row in rows) / len(rows) for expert in range(experts)])
+    f, P = ([sum(column) / len(matches) for column in zip(*table, strict=True)] for table in (shares, masses))
+    want = experts * sum(a * b for a, b in zip(f, P, strict=True))
+    got_S = balance_losses(make_router(masses, shares), "row")
+    assert got_S.tolist() == pytest.approx([want] * len(matches), abs=1e-6)
+    for s in range(len(matches)):
+        alone_S = balance_losses(make_router([masses[s]], [shares[s]]), "row")
+        assert alone_S.tolist() == pytest.approx(
+            balance_losses(make_router([masses[s]], [shares[s]])).tolist()
+        )
+
+
+def test_balance_over_a_row_rewards_users_who_differ() -> None:
+    """Each with an expert of its own costs 1, the least; all with one expert, K. One by one all cost K."""
+    apart, together = torch.eye(4).tolist(), [[0.0, 0.0, 1.0, 0.0]] * 4
+    assert balance_losses(make_router(apart, apart), "row").tolist() == pytest.approx([1] * 4)
+    assert balance_losses(make_router(together, together), "row").tolist() == pytest.approx([4] * 4)
+    for scores in (apart, together):
+        assert balance_losses(make_router(scores, scores)).tolist() == pytest.approx([4] * 4)
+
+
+def test_gradient_of_balance_over_a_row() -> None:
+    """Through P alone: d(sum over S users) / d scores_sj is K f_j, whoever the user is."""
+    dispatched = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
+    router = make_router([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]], dispatched)
+    scores_SK = router.scores_BK.requires_grad_()
+    balance_losses(router._replace(scores_BK=scores_SK), "row").sum().backward()
+    assert scores_SK.grad is not None
+    assert scores_SK.grad.tolist() == [pytest.approx([3 * 0.75, 3 * 0.25, 0.0])] * 2
+
+
+def test_the_total_over_a_row() -> None:
+    """The weighted sum again; where the users' f and P differ it is another loss than the user's own."""
+    users_SH, items_IH, targets_S = drawn(2, 20, 4)
+    router = make_router([[0.9, 0.1], [0.2, 0.8]], [[1, 0], [0, 1]])
+    row = laser_losses(BiTuningOutput(users_SH, router), items_IH, targets_S, 0.05, 0.3, "row")
+    user = laser_losses(BiTuningOutput(users_SH, router), items_IH, targets_S, 0.05, 0.3)
+    assert row.balance_S.tolist() == pytest.approx([1.0, 1.0])
+    assert user.balance_S.tolist() == pytest.approx([1.8, 1.6])
+    torch.testing.assert_close(row.total_S, row.contrastive_S + 0.3 * row.balance_S)

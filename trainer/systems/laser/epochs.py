@@ -36,7 +36,6 @@ class Epochs(Callback):
     Args:
         fixed_IH: stage 2's item embeddings; None recomputes them before each epoch (stage 1). With fixed
             ones the weights that came in compete too.
-        keep: checkpoints to keep.
     """
 
     def __init__(
@@ -49,18 +48,18 @@ class Epochs(Callback):
         out: Path,
         log: MetricsLog,
         fixed_IH: Tensor | None,
-        keep: int,
     ) -> None:
         self.label, self.objective, self.settings = label, objective, settings
         self.items, self.valid = items, valid
-        self.out, self.log, self.keep = out, log, keep
+        self.out, self.log = out, log
         self.fixed_IH = fixed_IH
         self.load: list[float] = []  # users each expert took, of this process's part of the epoch
 
     def on_epoch(self, loop: Loop) -> None:
         """The item embeddings of the weights that the epoch starts with, cached until it ends.
 
-        A checkpoint ends every epoch, so after a kill the weights are again those of the cache's first part.
+        A checkpoint ends every epoch (Checkpoint.epochs), so after a kill the weights are again those of
+        the cache's first part.
         """
         self.load = []
         items_IH = self.fixed_IH if self.fixed_IH is not None else self.embed_items(loop)
@@ -69,7 +68,10 @@ class Epochs(Callback):
             self.judge(loop)
 
     def embed_items(self, loop: Loop) -> Tensor:
-        return self.embed(loop, self.items, self.out / "items" / f"epoch_{loop.closed}", "items")
+        folder = self.out / "items" / f"epoch_{loop.closed}"
+        if loop.rank == 0:
+            shutil.rmtree(folder.with_name(f"epoch_{loop.closed - 1}"), ignore_errors=True)
+        return self.embed(loop, self.items, folder, "items")
 
     def embed(self, loop: Loop, reader: RowReader, folder: Path, what: str) -> Tensor:
         loop.engine.train(False)
@@ -83,19 +85,8 @@ class Epochs(Callback):
         self.load = [a + b for a, b in zip(self.load, users, strict=True)] if self.load else users
 
     def on_epoch_end(self, loop: Loop) -> None:
-        if self.objective.items_IH is None:  # the start before was cut off right here
-            items_IH = self.fixed_IH if self.fixed_IH is not None else self.cached_items(loop)
-            self.objective.items_IH = items_IH.to(loop.engine.device)
         self.judge(loop)
         self.warn_of_collapse(loop)
-        loop.engine.save(self.out / "checkpoints", loop.step, loop.state(), self.keep)
-        if loop.rank == 0:
-            shutil.rmtree(self.out / "items" / f"epoch_{loop.closed - 1}", ignore_errors=True)
-        dist.barrier()
-
-    def cached_items(self, loop: Loop) -> Tensor:
-        """Those of the epoch that has just ended; its folder is complete, or its steps had not been taken."""
-        return self.embed(loop, self.items, self.out / "items" / f"epoch_{loop.closed - 1}", "items")
 
     def on_end(self, loop: Loop) -> None:
         """Without an epoch the model is what it started as."""

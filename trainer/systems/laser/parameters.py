@@ -8,10 +8,10 @@ import torch
 
 from recloom.trainer.models import quiet_transformers, resolve_model
 from recloom.trainer.stages import Run
-from recloom.trainer.systems.laser.methods import trained_methods
+from recloom.trainer.systems.laser.methods import stage_numbers, trained_methods
 from recloom.trainer.systems.laser.network import read_weights
 from recloom.trainer.systems.laser.settings import LaserConfig
-from recloom.trainer.systems.laser.training import final_model
+from recloom.trainer.systems.laser.training import model_folder
 
 LORA_RANK, LORA_LAYERS = 8, ("q_proj", "v_proj")
 
@@ -27,7 +27,8 @@ def counts(run: Run[LaserConfig]) -> dict[str, int]:
         f"Bi-Tuning ({tokens} tokens and a suffix)": (tokens + 1) * width,
     }
     for method in trained_methods(run.config):
-        weights = read_weights(final_model(run.folder, method))
+        last = stage_numbers(run.config, method)[-1]
+        weights = read_weights(model_folder(run, method, last))
         found[f"{method.name} in all"] = sum(tensor.numel() for tensor in weights.values())
     return found
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from recloom.data_shards.artifacts import atomic_write_bytes
+from recloom.data_shards.artifacts import atomic_write_bytes, read_manifest
 from recloom.data_shards.shards import ShardReader
 from recloom.kernels.full_rank import Ranking, full_rank
 from recloom.trainer.models import quiet_transformers, resolve_model
@@ -64,7 +64,9 @@ def device() -> torch.device:
 
 def test_reader(run: Run[LaserConfig], method: Method) -> RowReader:
     states = load_states(run) if method.prefix == "mformer" else None
-    return RowReader(ShardReader(run.path("texts/test")), states, device())
+    texts = run.path("texts/test")
+    read_manifest(texts, verify=True)
+    return RowReader(ShardReader(texts), states, device())
 
 
 def load_network(run: Run[LaserConfig], method: Method) -> BiTuning:

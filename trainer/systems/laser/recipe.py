@@ -13,6 +13,7 @@ from recloom.trainer.systems.laser import backbones, evaluate, export, rank, tex
 from recloom.trainer.systems.laser.methods import Method, asked_methods, stage_numbers, trained_methods
 from recloom.trainer.systems.laser.settings import LaserConfig, StageBlock
 
+LEARNED = ("learn.targets", "learn.share", "learn.users", "learn.seed")
 MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", "seed")
 
 
@@ -25,8 +26,8 @@ def stages(config: LaserConfig) -> list[Stage]:
         for method in trained_methods(config)
         for number in stage_numbers(config, method)
     ]
-    made = ("texts", *(stage.name for stage in trained))
-    return [*found, texts_stage(), *trained, *asking_stages(config, made)]
+    models = tuple(stage.name for stage in trained)
+    return [*found, texts_stage(), *trained, asked_texts_stage(), *asking_stages(config, models)]
 
 
 def prepare_stage() -> Stage:
@@ -48,7 +49,7 @@ def backbone_stage() -> Stage:
         "fit the conventional recommender that M-Former reads",
         "process",
         needs=("prepare",),
-        settings=("backbones", "learn", "texts.history_items", "seed"),
+        settings=("backbones", *LEARNED, "texts.history_items", "seed"),
         outputs=("backbone", "states"),
         run=backbones.run_backbone,
         inputs=lambda run: content_of(backbones.backbone_files(run.config)),
@@ -73,9 +74,23 @@ def texts_stage() -> Stage:
         "write users and items as texts",
         "process",
         needs=("prepare",),
-        settings=("texts", "learn", "model.path"),
-        outputs=("texts",),
-        run=texts.run_texts,
+        settings=("texts", *LEARNED, "learn.validation", "model.path"),
+        outputs=tuple(f"texts/{part}" for part in texts.LEARNED_PARTS),
+        run=lambda run: texts.run_texts(run, texts.LEARNED_PARTS),
+        inputs=lambda run: [template_files(run), model_files(run)],
+    )
+
+
+def asked_texts_stage() -> Stage:
+    """By itself, so that asking more users trains nothing again."""
+    return Stage(
+        "texts_test",
+        "write the users at test as texts",
+        "process",
+        needs=("prepare",),
+        settings=("texts", "learn.test", "learn.seed", "model.path"),
+        outputs=("texts/test",),
+        run=lambda run: texts.run_texts(run, ("test",)),
         inputs=lambda run: [template_files(run), model_files(run)],
     )
 
@@ -90,22 +105,22 @@ def bitune_stage(method: Method, number: int) -> Stage:
         f"stage {number}: Bi-Tuning against {against} ({method.name})",
         "ranks",
         needs=("backbone", "texts", *first),
-        settings=(*MODEL, "bitune", "embed", *training_settings(block, StageBlock)),
+        settings=(*MODEL, "bitune", "embed.pack_length", *training_settings(block, StageBlock)),
         outputs=(f"tune/{method.key}_{number}",),
         run=lambda run: training.run_bitune(run, method, number),
         inputs=lambda run: [model_files(run), started_from(run, method)],
     )
 
 
-def asking_stages(config: LaserConfig, needs: tuple[str, ...]) -> list[Stage]:
+def asking_stages(config: LaserConfig, models: tuple[str, ...]) -> list[Stage]:
     baselines = ("baselines",) if config.baselines else ()
     return [
-        rank_stage(config, needs),
+        rank_stage(config, ("texts_test", *models)),
         Stage(
             "export",
             "the items' vectors as a matrix and as a faiss index",
             "process",
-            needs=needs,
+            needs=models,
             settings=("methods",),
             outputs=("export",),
             run=export.run_export,

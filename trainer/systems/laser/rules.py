@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from recloom.data_shards.sources.registry import did_you_mean
-from recloom.trainer.collaborative.registry import backbone_names
+from recloom.trainer.collaborative.registry import backbone_module, backbone_names
 from recloom.trainer.config_rules import Rule
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def methods_differ(config: LaserConfig) -> str | None:
 
 
 def known_baselines(config: LaserConfig) -> str | None:
-    names = [*backbone_names("direct"), *backbone_names("sequential")]
+    names = [name for task in ("direct", "sequential") for name in backbone_names(task) if stands_alone(name)]
     wrong = [name for name in config.baselines if name not in names]
     if not wrong:
         return None
@@ -34,6 +34,12 @@ def known_baselines(config: LaserConfig) -> str | None:
         f"baselines = {list(config.baselines)}: '{wrong[0]}' is no such recommender"
         f"{did_you_mean(wrong[0], names)}, choose from {', '.join(sorted(names))}"
     )
+
+
+def stands_alone(name: str) -> bool:
+    """Whether a recommender can be fitted at its defaults: `vectors` needs files."""
+    fields = backbone_module(name).Settings.model_fields
+    return not any(field.is_required() for key, field in fields.items() if key != "model")
 
 
 def baselines_differ(config: LaserConfig) -> str | None:
@@ -49,6 +55,15 @@ def some_training(config: LaserConfig) -> str | None:
         if name in config.methods and left == 0:
             return f"methods: {name} leaves nothing to train, give the other stage an epoch or remove it"
     return None
+
+
+def something_trains(config: LaserConfig) -> str | None:
+    if config.stage_1.epochs or config.stage_2.epochs or config.bitune.start_from is not None:
+        return None
+    return (
+        "stage_1.epochs = 0: nothing is trained with stage_2.epochs = 0, raise one of them, or name a "
+        "finished run in bitune.start_from"
+    )
 
 
 def ablated_stage_is_there(config: LaserConfig) -> str | None:
@@ -72,6 +87,7 @@ RULES = (
     Rule(("baselines",), known_baselines),
     Rule(("baselines", "backbones"), baselines_differ),
     Rule(("methods", "stage_1", "stage_2"), some_training),
+    Rule(("stage_1.epochs", "stage_2.epochs", "bitune.start_from"), something_trains),
     Rule(("methods",), ablated_stage_is_there),
     Rule(("methods", "rank.engine"), pooling_fits_engine),
 )

@@ -56,25 +56,56 @@ def raw_states(
     return backbone.states(pad_histories(arrays, longest, backbone.num_items))
 
 
+@dataclass
+class Spread:
+    """Mean and deviation of states that come in parts; a constant dimension has deviation inf.
+
+    Sums are taken around the first state: squares of numbers far from zero would lose their digits.
+    """
+
+    shift_D: Tensor
+    sum_D: Tensor
+    square_D: Tensor
+    varies_D: Tensor
+    count: int = 0
+
+    @classmethod
+    def around(cls, shift_D: Tensor) -> Spread:
+        zeros_D = torch.zeros_like(shift_D)
+        return cls(shift_D, zeros_D, zeros_D.clone(), zeros_D.bool())
+
+    def add(self, states_MD: Tensor) -> None:
+        centred_MD = states_MD - self.shift_D
+        self.count += len(states_MD)
+        self.sum_D += centred_MD.sum(0)
+        self.square_D += centred_MD.square().sum(0)
+        self.varies_D |= (centred_MD != 0).any(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        mean_D = self.sum_D / self.count
+        deviation_D = (self.square_D / self.count - mean_D.square()).clamp(min=0).sqrt()
+        return {
+            "mean": (self.shift_D + mean_D).float(),
+            "deviation": deviation_D.where(self.varies_D, torch.inf).float(),
+        }
+
+
 @torch.no_grad()
 def run_states(run: Run[LaserConfig], task: Task) -> None:
-    """Keep mean and deviation of the training histories' states; a constant dimension becomes 0."""
+    """Keep mean and deviation of the training histories' states."""
     backbone, items = load_backbone(run.path(BACKBONE)), run.config.texts.history_items
-    parts = []
+    spread: Spread | None = None
     for start in range(0, len(task.train), CHUNK):
         histories = [example.history.tolist() for example in task.train[start : start + CHUNK]]
         states_SND, real_SN = raw_states(backbone, histories, items)
-        parts.append(states_SND[real_SN])
-    states_MD = torch.cat(parts)
-    varies_D = states_MD.amax(0) > states_MD.amin(0)
-    tensors = {
-        "mean": states_MD.mean(0),
-        "deviation": states_MD.std(0, correction=0).where(varies_D, torch.inf),
-    }
+        states_MD = states_SND[real_SN].double()
+        spread = spread or Spread.around(states_MD[0])
+        spread.add(states_MD)
+    assert spread is not None, "a task has training examples"
     folder = run.path(STATES)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    atomic_write_bytes(folder / FILE, safetensors.torch.save(tensors))
+    atomic_write_bytes(folder / FILE, safetensors.torch.save(spread.tensors()))
     write_manifest(folder)
 
 

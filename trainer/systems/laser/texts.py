@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from recloom.trainer.systems.laser.settings import LaserConfig, TextsBlock
 from recloom.trainer.systems.laser.task import Example, load_task
 
 PAPER_ATTRIBUTES = ("brand", "category")
-PARTS = ("items", "train", "valid", "test")
+LEARNED_PARTS = ("items", "train", "valid")
+PARTS = (*LEARNED_PARTS, "test")
 SAMPLES_PER_SHARD = 2000
 
 
@@ -70,8 +71,8 @@ def make_renderer(run: Run[LaserConfig]) -> Renderer:
     return Renderer(load_tokenizer(resolve_model(run.config.model.path, run.cache)))
 
 
-def run_texts(run: Run[LaserConfig]) -> None:
-    """Write all four parts; a sample's meta holds its items and its target."""
+def run_texts(run: Run[LaserConfig], names: Sequence[str] = PARTS) -> None:
+    """Write some of the four parts; a sample's meta holds its items and its target."""
     task, renderer = load_task(run), make_renderer(run)
     writer = Writer(run.config.texts, task.tables)
     parts: dict[str, Iterable[Sample]] = {
@@ -80,7 +81,7 @@ def run_texts(run: Run[LaserConfig]) -> None:
         "valid": map(writer.user, task.valid),
         "test": map(writer.user, task.test),
     }
-    for part in PARTS:
+    for part in names:
         manifest = write_shards(
             parts[part], renderer, run.path(f"texts/{part}"), SAMPLES_PER_SHARD, answered=False, part=part
         )

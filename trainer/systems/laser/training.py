@@ -45,6 +45,8 @@ from recloom.trainer.systems.laser.settings import LaserConfig, StageBlock
 from recloom.trainer.systems.laser.states import load_states
 from recloom.trainer.systems.laser.texts import make_renderer
 
+SHORTER = "lower texts.history_items or texts.title_words"
+
 
 def out_folder(run: Run[LaserConfig], method: Method, stage: int) -> Path:
     """Checkpoints and logs of a method's stage; its `model` folder is the result."""
@@ -63,7 +65,8 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     check_shards(texts)
     tokenizer = make_renderer(run).fingerprint()
     sources = {
-        name: open_shards(texts / name, tokenizer, settings.context) for name in ("train", "items", "valid")
+        name: open_shards(texts / name, tokenizer, settings.context, SHORTER)
+        for name in ("train", "items", "valid")
     }
     states = load_states(run) if method.prefix == "mformer" else None
     ds_config = deepspeed_json(config.model, settings, config.parallel, world_size)
@@ -86,6 +89,8 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     told = read_manifest(out / "best")
     best = {name: told[name] for name in ("epoch", METRIC)}
     finish(engine, out / "model", lambda engine, folder: take_best(out, folder), loop.step, **best)
+    if rank == 0:
+        shutil.rmtree(out / "best")
     engine.close()
 
 
@@ -161,14 +166,11 @@ def callbacks(
 ) -> list[Callback]:
     """Log first, so that a validation row follows its step; checkpoint last."""
     log = MetricsLog(out, settings.tensorboard)
-    keep = settings.keep_checkpoints
     return [
         Console(label, settings.log_every),
         log,
-        Epochs(
-            label, objective, readers["items"], readers["valid"], run.config.embed, out, log, fixed_IH, keep
-        ),
-        Checkpoint(out / "checkpoints", settings.checkpoint_every, keep),
+        Epochs(label, objective, readers["items"], readers["valid"], run.config.embed, out, log, fixed_IH),
+        Checkpoint(out / "checkpoints", settings.checkpoint_every, settings.keep_checkpoints, epochs=True),
     ]
 
 
