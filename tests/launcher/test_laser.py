@@ -387,6 +387,7 @@ def assert_checkpoint_is_small(folder: Path) -> None:
     assert written < 3 * 2**20, "the LLM alone has 12 MiB"
 
 
+@pytest.mark.slow
 def test_killed_between_validation_and_its_checkpoint(
     finished: tuple[Path, str], make: Make, repo_root: Path, tmp_path: Path
 ) -> None:
@@ -503,6 +504,7 @@ def test_a_share_of_the_users_is_learned_from(make: Make, finished: tuple[Path, 
     assert contents(run / "texts/test") == contents(finished[0] / "texts/test")
 
 
+@pytest.mark.slow
 def test_another_backbone(make: Make, tmp_path: Path) -> None:
     backbones = {"sequential": {"model": "sasrec", "embedding": 8, "max_epochs": 1}}
     one_stage = {"stage_1": {"epochs": 1}, "stage_2": {"epochs": 0}, "parallel": {"cpu_ranks": 1}}
