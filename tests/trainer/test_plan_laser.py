@@ -227,8 +227,6 @@ def test_what_trains_nothing_needs_no_memory_for_it() -> None:
     plan = make_plan(shipped("laser/figure3_scientific_zero_shot"), 4, 80)
     assert plan.ok and ("tuning", "none: the models of runs/table2_pet/seed_2024 answer") in plan.arithmetic
     assert not any(check.name.startswith(("training memory", "batch")) for check in plan.checks)
-    bare = table(("stage_1.epochs", "0"), ("stage_2.epochs", "0"))
-    assert line(make_plan(bare, 4, 80), "tuning") == "none: what is around the LLM stays as it starts"
     only_second = make_plan(table(("stage_1.epochs", "0")), 4, 80)
     assert status(only_second, "batch") == "ok" and "read 1 times" in line(only_second, "items")
 

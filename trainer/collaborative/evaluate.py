@@ -53,8 +53,8 @@ def user_vectors(backbone: Backbone, users_B: np.ndarray, histories: Sequence[np
     In the backbone's present mode: with dropout on, the vectors are drawn.
     """
     size = max(1, SCORES_PER_CHUNK // max(1, backbone.history_length * backbone.settings.embedding))
-    parts = [torch.empty(0, backbone.item_vectors().shape[1])]
-    for start in range(0, len(users_B), size):
+    parts = []
+    for start in range(0, max(1, len(users_B)), size):  # no users have vectors of a width too
         rows = slice(start, start + size)
         histories_CL = pad_histories(histories[rows], backbone.history_length, backbone.num_items)
         users_C = torch.as_tensor(np.asarray(users_B[rows], dtype=np.int64))

@@ -44,8 +44,7 @@ def outline(config: LaserConfig, model: ModelSize | None) -> Outline:
 
 
 def untrained(config: LaserConfig) -> str:
-    start_from = config.bitune.start_from
-    return f"the models of {start_from} answer" if start_from else "what is around the LLM stays as it starts"
+    return f"the models of {config.bitune.start_from} answer"
 
 
 def make_trainings(config: LaserConfig, model: ModelSize | None, data: DataSize) -> list[Training]:
