@@ -47,8 +47,8 @@ STAGES = (
     "backbone",
     "baselines",
     "texts",
-    *BITUNE,
     "texts_test",
+    *BITUNE,
     "rank",
     "export",
     "evaluate",
@@ -493,7 +493,7 @@ def test_weights_that_do_not_fit_are_one_sentence(
 
 
 def test_a_share_of_the_users_is_learned_from(make: Make, finished: tuple[Path, str], tmp_path: Path) -> None:
-    ended(typed("run", str(make(tmp_path, **ALONE, learn={"share": 0.25})), "--until", "texts"))
+    ended(typed("run", str(make(tmp_path, **ALONE, learn={"share": 0.25})), "--until", "texts_test"))
     run, users = tmp_path / "run", {}
     for part in ("train", "valid", "test"):
         reader = ShardReader(run / f"texts/{part}")

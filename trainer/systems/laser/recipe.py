@@ -27,7 +27,7 @@ def stages(config: LaserConfig) -> list[Stage]:
         for number in stage_numbers(config, method)
     ]
     models = tuple(stage.name for stage in trained)
-    return [*found, texts_stage(), *trained, asked_texts_stage(), *asking_stages(config, models)]
+    return [*found, texts_stage(), asked_texts_stage(), *trained, *asking_stages(config, models)]
 
 
 def prepare_stage() -> Stage:
