@@ -31,9 +31,9 @@ from recloom.data_shards.tables import Tables
 
 GROUP_PERCENT = 35
 COLD_USER_ROWS = 3
-FULL = "_full"
+OVERALL, FULL = "overall", "_full"
 FEW_SHOT = re.compile(r"few_shot_([1-9]\d*)")
-PAPER_NAMES = ("overall", "warm", "cold", "cold_users", "few_shot_256", "few_shot_128")
+PAPER_NAMES = (OVERALL, "warm", "cold", "cold_users", "few_shot_256", "few_shot_128")
 FEW_SHOT_NUMBER, COLD_USERS_NUMBER = 3, 4  # beside the candidates' 1 and 2: one stream of draws each
 
 

@@ -68,10 +68,15 @@ def checked_targets(ranks_UT: np.ndarray, num_targets_U: np.ndarray) -> np.ndarr
     return num_targets_U
 
 
+def topk_metrics(ranks_U: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """H@k and N@k for every k, each with one value a user."""
+    pairs = [{f"H@{k}": hit_rate(ranks_U, k), f"N@{k}": ndcg(ranks_U, k)} for k in ks]
+    return {name: values_U for pair in pairs for name, values_U in pair.items()}
+
+
 def one_target_metrics(ranks_U: np.ndarray, ks: Sequence[int] = TOPK) -> dict[str, np.ndarray]:
     """H@k and N@k for every k, and MRR, each with one value a user."""
-    table = {f"H@{k}": hit_rate(ranks_U, k) for k in ks}
-    return {**table, **{f"N@{k}": ndcg(ranks_U, k) for k in ks}, "MRR": mrr(ranks_U)}
+    return {**topk_metrics(ranks_U, ks), "MRR": mrr(ranks_U)}
 
 
 def means(table: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
 from recloom.data_shards.cards import AMAZON
 from recloom.trainer import metrics
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import build_config, dump_config
+from recloom.trainer.results import AskedUsers, Results
 
 BEAUTY = "Amazon 2018 Luxury Beauty"
 NUM_USERS = 60
@@ -75,44 +74,19 @@ def card(dataset: str) -> dict[str, Any]:
     }
 
 
-class Writer:
-    """Rows of results.jsonl and per_user.parquet, as the stage `evaluate` writes them."""
+def asked_users(config: RunConfig, scenario: str, size: int, protocol: str) -> AskedUsers:
+    """The first users, in one scenario."""
+    (task,) = config.backbones.tasks
+    groups, count_U = {scenario: np.ones(size, bool)}, 3 + np.arange(NUM_USERS) % 9
+    backbone = getattr(config.backbones, task).model
+    return AskedUsers(task, backbone, protocol, np.arange(size), count_U, groups)
 
-    def __init__(self, config: RunConfig, dataset: str) -> None:
-        (self.task,) = config.backbones.tasks
-        self.backbone = getattr(config.backbones, self.task).model
-        self.config, self.dataset = config, dataset
-        self.rows: list[dict[str, Any]] = []
-        self.per_user: list[dict[str, Any]] = []
 
-    def add(self, scenario: str, method: str, ranks_N: np.ndarray, ks: tuple[int, ...]) -> None:
-        for k in ks:
-            self.add_metric(scenario, method, f"H@{k}", metrics.hit_rate(ranks_N, k))
-            if k > 1:
-                self.add_metric(scenario, method, f"N@{k}", metrics.ndcg(ranks_N, k))
-        if method != "Base":
-            self.add_metric(scenario, method, "greedy H@1", metrics.hit_rate(ranks_N, 1))
-
-    def add_metric(self, scenario: str, method: str, metric: str, values_N: np.ndarray) -> None:
-        place = {
-            "task": self.task,
-            "scenario": scenario,
-            "backbone": self.backbone,
-            "method": method,
-            "metric": metric,
-        }
-        full = scenario.endswith("_full")
-        told = {
-            "dataset": self.dataset,
-            "split": "test",
-            "value": float(values_N.mean()),
-            "seed": self.config.seed,
-            "users": len(values_N),
-            "protocol": "full catalogue, 40 items" if full else "1 + 19 candidates, drawn with seed 0",
-        }
-        self.rows.append({**place, **told})
-        for user, value in enumerate(values_N.tolist()):
-            self.per_user.append({**place, "user": user, "num_interactions": 3 + user % 9, "value": value})
+def measured(method: str, ranks_N: np.ndarray, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """What the stage `evaluate` measures of a method."""
+    found = metrics.topk_metrics(ranks_N, ks)
+    found.pop("N@1", None)
+    return found if method == "Base" else {**found, "greedy H@1": metrics.hit_rate(ranks_N, 1)}
 
 
 def write_a_llmrec_folder(
@@ -125,19 +99,21 @@ def write_a_llmrec_folder(
 ) -> Path:
     """Everything that the report reads; changes: blocks of the config."""
     config = make_config(**{"seed": seed, **changes})
-    writer = Writer(config, dataset)
+    results = Results(dataset, seed)
     for number, scenario in enumerate(scenarios):
         rng = np.random.default_rng([seed, number])
         size = NUM_USERS // (number + 1)
+        full = scenario.endswith("_full")
+        protocol = "full catalogue, 40 items" if full else "1 + 19 candidates, drawn with seed 0"
+        asked = asked_users(config, scenario, size, protocol)
         shared_N = rng.exponential(6.0, size)
         for method, skill in SKILL.items():
             ranks_N = np.minimum(20, np.ceil(shared_N / skill + rng.exponential(0.4, size)))
-            writer.add(scenario, method, ranks_N, ks)
+            results.add(asked, method, measured(method, ranks_N, ks))
     atomic_write_text(folder / "config.yaml", dump_config(config))
     atomic_write_json(folder / "env.json", {"python": "3.11.2", "cpu_cores": 2, "packages": {"torch": "2"}})
     atomic_write_json(folder / "data" / "card.json", card(dataset))
-    write_lines(folder / "results.jsonl", writer.rows)
-    pq.write_table(pa.Table.from_pylist(writer.per_user), folder / "per_user.parquet")
+    results.write(folder)
     atomic_write_json(folder / "times.json", TIMES)
     write_curves(folder)
     for name, seconds in SECONDS.items():

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from a_llmrec_run_folder import write_lines
+from a_llmrec_run_folder import asked_users, write_lines
 
 from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
-from recloom.trainer import metrics
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import build_config, dump_config
+from recloom.trainer.metrics import one_target_metrics
+from recloom.trainer.results import Results
 
 SCIENTIFIC = "Amazon 2018 Industrial and Scientific"
 NUM_USERS, NUM_ITEMS = 60, 400
@@ -71,56 +70,25 @@ def card(dataset: str) -> dict[str, Any]:
     }
 
 
-class Writer:
-    """Rows of results.jsonl and per_user.parquet, as the stage `evaluate` writes them."""
-
-    def __init__(self, config: RunConfig, dataset: str) -> None:
-        (self.task,) = config.backbones.tasks
-        self.backbone = getattr(config.backbones, self.task).model
-        self.config, self.dataset = config, dataset
-        self.rows: list[dict[str, Any]] = []
-        self.per_user: list[dict[str, Any]] = []
-
-    def add(self, scenario: str, method: str, ranks_N: np.ndarray) -> None:
-        for metric, values_N in metrics.one_target_metrics(ranks_N, (10,)).items():
-            place = {
-                "task": self.task,
-                "scenario": scenario,
-                "backbone": self.backbone,
-                "method": method,
-                "metric": metric,
-            }
-            told = {
-                "dataset": self.dataset,
-                "split": "test",
-                "seed": self.config.seed,
-                "users": len(values_N),
-                "protocol": f"full catalogue, {NUM_ITEMS} items, items seen stay in",
-            }
-            self.rows.append({**place, **told, "value": float(values_N.mean())})
-            for user, value in enumerate(values_N.tolist()):
-                self.per_user.append(
-                    {**place, "user": user, "num_interactions": 3 + user % 9, "value": value}
-                )
-
-
 def write_laser_folder(
     folder: Path, dataset: str = SCIENTIFIC, seed: int = 2024, busy: float = 0.4, **changes: Any
 ) -> Path:
     """Everything that the report reads. busy: users that expert 1 takes in the last epoch of stage 1."""
     config = make_config(**{"seed": seed, **changes})
-    writer = Writer(config, dataset)
+    results = Results(dataset, seed)
+    protocol = f"full catalogue, {NUM_ITEMS} items, items seen stay in"
     for number, scenario in enumerate(("overall", "warm", "cold")):
         rng = np.random.default_rng([seed, number])
         size = NUM_USERS // (number + 1)
+        asked = asked_users(config, scenario, size, protocol)
         shared_N = rng.exponential(60.0, size)
         for method, skill in SKILL.items():
-            writer.add(scenario, method, np.ceil(shared_N / skill + rng.exponential(2.0, size)))
+            ranks_N = np.ceil(shared_N / skill + rng.exponential(2.0, size))
+            results.add(asked, method, one_target_metrics(ranks_N, (10,)))
     atomic_write_text(folder / "config.yaml", dump_config(config))
     atomic_write_json(folder / "env.json", {"python": "3.11.2", "cpu_cores": 2, "packages": {"torch": "2"}})
     atomic_write_json(folder / "data" / "card.json", card(dataset))
-    write_lines(folder / "results.jsonl", writer.rows)
-    pq.write_table(pa.Table.from_pylist(writer.per_user), folder / "per_user.parquet")
+    results.write(folder)
     atomic_write_json(folder / "parameters.json", PARAMETERS)
     for name in VALIDATION:
         write_lines(folder / "tune" / name / "metrics.jsonl", curve(name, busy))

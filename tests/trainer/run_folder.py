@@ -12,16 +12,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
 from recloom.data_shards.cards import dataset_card
 from recloom.data_shards.splits import Interactions, Splits, leave_one_out
 from recloom.data_shards.tables import Tables, assemble_tables
-from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import build_config, dump_config
+from recloom.trainer.metrics import topk_metrics
+from recloom.trainer.results import Results
 from recloom.trainer.systems.llama4rec.recipe import stages
-from recloom.trainer.systems.llama4rec.results import Results
+from recloom.trainer.systems.llama4rec.results import (
+    add_ceiling,
+    add_invalid,
+    add_rating,
+    rating_users,
+    topk_users,
+)
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 
 NUM_USERS, NUM_ITEMS = 200, 300
 SECONDS = {
@@ -38,7 +45,7 @@ SECONDS = {
 SKILL = {"Base": 1.0, "Base+DA": 1.02, "IFT": 0.9, "Llama4Rec": 1.12}
 
 
-def make_config() -> RunConfig:
+def make_config() -> Llama4RecConfig:
     raw = {
         "name": "fixture",
         "system": "llama4rec",
@@ -50,7 +57,9 @@ def make_config() -> RunConfig:
             "rating": {"model": "deepfm"},
         },
     }
-    return build_config(raw, "fixture.yaml")
+    config = build_config(raw, "fixture.yaml")
+    assert isinstance(config, Llama4RecConfig)
+    return config
 
 
 def make_tables() -> Tables:
@@ -73,35 +82,35 @@ def make_tables() -> Tables:
     return assemble_tables("ML-100K", pa.table(columns), catalogue, people)
 
 
-def add_results(results: Results, splits: Splits, task: str, seed: int) -> None:
-    """Simulated ranks or ratings of every method."""
-    if task == "rating":
-        return add_rating(results, splits, seed)
+def add_topk(
+    results: Results, config: Llama4RecConfig, tables: Tables, splits: Splits, task: str, seed: int
+) -> None:
+    """Simulated ranks of every method."""
     rng = np.random.default_rng([seed, len(task)])
     test, count_U = splits.topk.test, np.bincount(splits.topk.train.user_N, minlength=NUM_USERS)
+    asked = topk_users(config, tables, task, test.user_N, count_U)
     shared_B = rng.exponential(14.0, len(test))
-    reachable_B = shared_B < 10
     for method, skill in SKILL.items():
         ranks_B = np.ceil(shared_B / skill + rng.exponential(0.7, len(test)))
-        results.add_topk(task, method, test.user_N, ranks_B, count_U)
-    results.add_ceiling(task, "Ceiling", reachable_B)
-    results.add_ceiling(task, "Ceiling+DA", shared_B < 10.4)
-    results.add_invalid(task, "IFT", 9, len(test))
-    results.add_invalid(task, "Llama4Rec", 2, len(test))
-    return None
+        results.add(asked, method, topk_metrics(ranks_B, config.evaluate.ks))
+    add_ceiling(results, asked, "Ceiling", shared_B < 10, config.rank.top_k)
+    add_ceiling(results, asked, "Ceiling+DA", shared_B < 10.4, config.rank.top_k)
+    add_invalid(results, asked, "IFT", 9, len(test))
+    add_invalid(results, asked, "Llama4Rec", 2, len(test))
 
 
-def add_rating(results: Results, splits: Splits, seed: int) -> None:
+def add_ratings(results: Results, config: Llama4RecConfig, splits: Splits, seed: int) -> None:
     rng = np.random.default_rng([seed, 0])
     test: Interactions = splits.rating.test
     count_U = np.bincount(splits.rating.train.user_N, minlength=NUM_USERS)
+    asked = rating_users(config, test, count_U)
     shared_N = rng.normal(0, 0.9, len(test))
     for method, skill in SKILL.items():
         if method != "Base+DA":
             error_N = shared_N / skill + rng.normal(0, 0.2, len(test))
-            results.add_rating(method, test, test.rating_N + error_N, count_U)
-    results.add_invalid("rating", "IFT", 0, len(test))
-    results.add_invalid("rating", "Llama4Rec", 0, len(test))
+            add_rating(results, asked, method, test.rating_N + error_N, test.rating_N)
+    add_invalid(results, asked, "IFT", 0, len(test))
+    add_invalid(results, asked, "Llama4Rec", 0, len(test))
 
 
 def write_metrics(path: Path, steps: int, seed: int) -> None:
@@ -141,15 +150,13 @@ def write_run_folder(folder: Path, num_seeds: int = 1) -> Path:
         },
     )
     atomic_write_json(folder / "data" / "card.json", dataset_card(tables, splits))
-    rows, per_user = [], []
+    results = Results(tables.name, config.seed)
     for seed in range(config.seed, config.seed + num_seeds):
-        results = Results(tables, config.model_copy(update={"seed": seed}))
-        for task in config.backbones.tasks:
-            add_results(results, splits, task, seed)
-        rows += results.rows
-        per_user += results.per_user
-    atomic_write_text(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    pq.write_table(pa.Table.from_pylist(per_user), folder / "per_user.parquet")
+        results.seed = seed
+        add_topk(results, config, tables, splits, "direct", seed)
+        add_topk(results, config, tables, splits, "sequential", seed)
+        add_ratings(results, config, splits, seed)
+    results.write(folder)
     chosen = {
         task: {
             "alpha_1": 0.5,

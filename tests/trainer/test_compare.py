@@ -93,3 +93,14 @@ def test_seeds_are_read_as_one_run(folder: Path, tmp_path: Path) -> None:
     base = next(r["value"] for r in read_run(folder).rows if (r["method"], r["metric"]) == ("Base", "N@5"))
     assert f"{base + 0.005:.4f} ± {np.std([0, 0.01], ddof=1):.4f}" in text
     assert "2 seeds" in write_report(tmp_path).read_text()
+
+
+def test_a_file_of_an_earlier_version_names_no_scenario(folder: Path, tmp_path: Path) -> None:
+    for seed in (2024, 2025):
+        shutil.copytree(folder, tmp_path / f"seed_{seed}")
+    shutil.copy(folder / "config.yaml", tmp_path / "config.yaml")
+    path = tmp_path / "seed_2025" / "per_user.parquet"
+    earlier = pq.read_table(path).drop_columns(["scenario"])
+    pq.write_table(earlier, path)
+    joined = read_run(tmp_path).per_user
+    assert len(joined) == 2 * len(earlier) and joined["scenario"].unique().to_pylist() == ["overall"]

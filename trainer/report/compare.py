@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from recloom.data_shards.scenarios import OVERALL
 from recloom.trainer.report.bituning import validation_values
 from recloom.trainer.report.costs import time_values
 from recloom.trainer.report.read import RunRecord
 from recloom.trainer.report.results import LOWER_IS_BETTER, Group, group_results
-from recloom.trainer.report.system_view import OVERALL, view_of
+from recloom.trainer.report.system_view import view_of
 from recloom.trainer.report.tables import aligned
 from recloom.trainer.report.users import user_values
 from recloom.trainer.significance import PairedTest, paired_t_test

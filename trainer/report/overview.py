@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from recloom.data_shards.scenarios import OVERALL
 from recloom.trainer.report.plots import activity_plot
 from recloom.trainer.report.read import RunRecord
 from recloom.trainer.report.results import Group, Value
-from recloom.trainer.report.system_view import BASELINE, OVERALL, SystemView
+from recloom.trainer.report.system_view import BASELINE, SystemView
 from recloom.trainer.report.users import (
     Bin,
     Comparison,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from recloom.data_shards.errors import UserError
+from recloom.data_shards.scenarios import OVERALL
 from recloom.trainer.report.results import Row
 from recloom.trainer.report.system_view import SystemView, view_of
 
@@ -81,7 +82,7 @@ def read_run(folder: Path) -> RunRecord:
         config_text=config_text,
         config=yaml.safe_load(config_text),
         rows=[row for record in seeds for row in record.rows],
-        per_user=pa.concat_tables([record.per_user for record in seeds]),
+        per_user=pa.concat_tables([record.per_user for record in seeds], promote_options="default"),
     )
 
 
@@ -95,7 +96,7 @@ def read_one(folder: Path) -> RunRecord:
         environment=read_json(folder / "env.json", None),
         card=read_json(folder / "data" / "card.json", "prepare"),
         rows=read_results(folder / "results.jsonl", files.stage("results.jsonl")),
-        per_user=read_parquet(folder / "per_user.parquet", files.stage("per_user.parquet")),
+        per_user=read_users(folder / "per_user.parquet", files.stage("per_user.parquet")),
         aggregate=files.json("aggregate.json"),
         times=files.json("times.json"),
         parameters=files.json("parameters.json"),
@@ -182,6 +183,14 @@ def read_parquet(path: Path, stage: str | None) -> pa.Table:
         return pq.read_table(existing(path, stage))
     except pa.ArrowInvalid:
         raise damaged(path, stage, "the file is no readable Parquet file") from None
+
+
+def read_users(path: Path, stage: str | None) -> pa.Table:
+    """Rows of users; files that Llama4Rec wrote earlier name no scenario."""
+    rows = read_parquet(path, stage)
+    if "scenario" in rows.column_names:
+        return rows
+    return rows.append_column("scenario", pa.repeat(pa.scalar(OVERALL), len(rows)))
 
 
 def read_curves(folder: Path, stage: str | None) -> dict[str, list[Row]]:

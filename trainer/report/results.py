@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from recloom.data_shards.errors import UserError
-from recloom.data_shards.scenarios import FULL
-from recloom.trainer.report.system_view import OVERALL, SystemView
+from recloom.data_shards.scenarios import FULL, OVERALL
+from recloom.trainer.report.system_view import SystemView
 from recloom.trainer.significance import mean_std
 
 Row = dict[str, Any]

@@ -12,7 +12,6 @@ from recloom.data_shards.errors import UserError
 
 FOLDER = Path(__file__).parent / "systems"
 BASELINE = "Base"
-OVERALL = "overall"
 TASK_NAMES = {
     "direct": "Direct recommendation",
     "sequential": "Sequential recommendation",

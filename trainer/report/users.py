@@ -74,10 +74,9 @@ def user_values(per_user: pa.Table, group: Group, metric: str | None = None) -> 
     rows = per_user.filter(
         (pc.field("task") == group.task)
         & (pc.field("backbone") == group.backbone)
+        & (pc.field("scenario") == group.scenario)
         & pc.field("method").isin(list(group.methods))
     )
-    if "scenario" in per_user.column_names:  # systems with one scenario name none
-        rows = rows.filter(pc.field("scenario") == group.scenario)
     metrics: set[str] = set(rows["metric"].to_pylist())
     wanted = metric or main_metric(metrics, group.view.headline)
     if wanted not in metrics:

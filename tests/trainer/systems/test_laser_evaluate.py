@@ -30,9 +30,11 @@ from recloom.data_shards.tables import Tables, assemble_tables
 from recloom.kernels.full_rank import full_rank
 from recloom.trainer.collaborative import mf
 from recloom.trainer.config_io import build_config
+from recloom.trainer.metrics import one_target_metrics
+from recloom.trainer.results import Results
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.laser.embedding import read_vectors, write_vectors
-from recloom.trainer.systems.laser.evaluate import Results, backbone_ranks, ranks_of
+from recloom.trainer.systems.laser.evaluate import asked_users, backbone_ranks, ranks_of
 from recloom.trainer.systems.laser.export import run_export
 from recloom.trainer.systems.laser.methods import METHODS
 from recloom.trainer.systems.laser.rank import keep_ranking, rank_folder, ranked, ranking_path
@@ -172,8 +174,8 @@ def test_metric_rows(run: Run[LaserConfig]) -> None:
     """Every metric, overall and by the target's popularity in training; one row a user of each."""
     task = load_task(run)
     ranks_N = np.arange(1.0, NUM_USERS + 1)
-    results = Results(run.config, task)
-    results.add("X", ranks_N)
+    results = Results(task.tables.name, run.config.seed)
+    results.add(asked_users(run.config, task), "X", one_target_metrics(ranks_N, run.config.evaluate.ks))
     count_I = np.bincount(task.splits.topk.train.item_N, minlength=NUM_ITEMS)
     order = sorted(range(NUM_ITEMS), key=lambda item: (-count_I[item], item))
     size = NUM_ITEMS * 35 // 100

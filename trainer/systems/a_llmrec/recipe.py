@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recloom.trainer.report.html import write_report
-from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
+from recloom.trainer.shared_stages import prepare_stage, report_stage
+from recloom.trainer.stage_inputs import model_files, template_texts, training_settings
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.a_llmrec import (
     align_stage,
@@ -38,25 +38,16 @@ PROMPTS = tuple(f"project.{name}" for name in ("targets", "negatives", "draws", 
 
 def stages(config: ALLMRecConfig) -> list[Stage]:
     """The recipe for a config; where another run's models answer, nothing is learned here."""
-    prepared = prepare_stage()
+    prepared = prepare_stage(
+        "read the data set, draw the candidates",
+        ("scenario.negatives", "scenario.seed"),
+        prepare.run_prepare,
+    )
     if config.scenario.trained is not None:
         return [prepared, *asking_stages(config, ("prepare",))]
     trained = training_stages(config)
     made = ("backbone", *(stage.name for stage in trained))
     return [prepared, *data_stages(config), *trained, *asking_stages(config, made)]
-
-
-def prepare_stage() -> Stage:
-    return Stage(
-        "prepare",
-        "read the data set, draw the candidates",
-        "process",
-        needs=(),
-        settings=("data", "positive_rating", "scenario.negatives", "scenario.seed"),
-        outputs=("data",),
-        run=prepare.run_prepare,
-        inputs=user_files,
-    )
 
 
 def data_stages(config: ALLMRecConfig) -> list[Stage]:
@@ -150,15 +141,7 @@ def asking_stages(config: ALLMRecConfig, needs: tuple[str, ...]) -> list[Stage]:
             outputs=("results.jsonl", "per_user.parquet", "times.json"),
             run=evaluate.run_evaluate,
         ),
-        Stage(
-            "report",
-            "write the report",
-            "process",
-            needs=("evaluate", *(stage.name for stage in free_text)),
-            settings=(),
-            outputs=("report",),
-            run=report,
-        ),
+        report_stage("evaluate", *(stage.name for stage in free_text)),
     ]
 
 
@@ -195,10 +178,6 @@ def genres_stage(needs: tuple[str, ...]) -> Stage:
         run=genres.run_genres,
         inputs=asking_files,
     )
-
-
-def report(run: Run[ALLMRecConfig]) -> None:
-    write_report(run.folder)
 
 
 def vector_files(run: Run[ALLMRecConfig]) -> Any:

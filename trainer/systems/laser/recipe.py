@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recloom.trainer.preparation import run_prepare
-from recloom.trainer.report.html import write_report
-from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
+from recloom.trainer.shared_stages import prepare_stage, report_stage
+from recloom.trainer.stage_inputs import model_files, template_texts, training_settings
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.laser import backbones, evaluate, export, rank, texts, training, vllm_rank
 from recloom.trainer.systems.laser.methods import Method, asked_methods, stage_numbers, trained_methods
@@ -28,19 +27,6 @@ def stages(config: LaserConfig) -> list[Stage]:
     ]
     models = tuple(stage.name for stage in trained)
     return [*found, texts_stage(), asked_texts_stage(), *trained, *asking_stages(config, models)]
-
-
-def prepare_stage() -> Stage:
-    return Stage(
-        "prepare",
-        "read the data set",
-        "process",
-        needs=(),
-        settings=("data", "positive_rating"),
-        outputs=("data",),
-        run=run_prepare,
-        inputs=user_files,
-    )
 
 
 def backbone_stage() -> Stage:
@@ -134,15 +120,7 @@ def asking_stages(config: LaserConfig, models: tuple[str, ...]) -> list[Stage]:
             outputs=("results.jsonl", "per_user.parquet", "parameters.json"),
             run=evaluate.run_evaluate,
         ),
-        Stage(
-            "report",
-            "one page with tables and plots",
-            "process",
-            needs=("evaluate",),
-            settings=(),
-            outputs=("report",),
-            run=report,
-        ),
+        report_stage("evaluate"),
     ]
 
 
@@ -165,10 +143,6 @@ def rank_stage(config: LaserConfig, needs: tuple[str, ...]) -> Stage:
         passes=vllm_rank.passes,
         inputs=model_files,
     )
-
-
-def report(run: Run[LaserConfig]) -> None:
-    write_report(run.folder)
 
 
 def template_files(run: Run[LaserConfig]) -> Any:

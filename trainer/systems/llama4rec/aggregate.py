@@ -6,24 +6,21 @@ largest k (RMSE for ratings), never on test. Shapes: B users with a target, N ra
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from recloom.data_shards.artifacts import atomic_write_bytes, atomic_write_json, atomic_write_text
+from recloom.data_shards.artifacts import atomic_write_json
 from recloom.data_shards.splits import Splits
 from recloom.data_shards.tables import Tables
 from recloom.trainer import metrics
 from recloom.trainer.collaborative.evaluate import predict_ratings
 from recloom.trainer.preparation import load_data
 from recloom.trainer.requests import Answer, read_answers
+from recloom.trainer.results import AskedUsers, Results
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.llama4rec.aggregation import (
     Activity,
@@ -43,7 +40,13 @@ from recloom.trainer.systems.llama4rec.backbones import Kind, has_backbone, open
 from recloom.trainer.systems.llama4rec.methods import LLAMA4REC, Asking, Method, Part, asked_as, methods
 from recloom.trainer.systems.llama4rec.questions import CandidateLists, asked_rating_rows, candidate_lists
 from recloom.trainer.systems.llama4rec.rating_tokens import rating_scale
-from recloom.trainer.systems.llama4rec.results import Results
+from recloom.trainer.systems.llama4rec.results import (
+    add_ceiling,
+    add_invalid,
+    add_rating,
+    rating_users,
+    topk_users,
+)
 from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 from recloom.trainer.systems.llama4rec.tune import tuned_models
 
@@ -76,15 +79,12 @@ class Work:
 def run_aggregate(run: Run[Llama4RecConfig]) -> None:
     tables, splits = load_data(run)
     answers = [a for name in tuned_models(run.config) for a in read_answers(run.path(f"bulk/rank_{name}"))]
-    work = Work(run, tables, splits, answers, Results(tables, run.config))
+    work = Work(run, tables, splits, answers, Results(tables.name, run.config.seed))
     chosen = {
         task: rating_task(work) if task == "rating" else topk_task(work, task)
         for task in run.config.backbones.tasks
     }
-    atomic_write_text(run.path("results.jsonl"), "".join(json.dumps(row) + "\n" for row in work.results.rows))
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(work.results.per_user), buffer)
-    atomic_write_bytes(run.path("per_user.parquet"), buffer.getvalue())
+    work.results.write(run.folder)
     atomic_write_json(run.path("aggregate.json"), chosen)
 
 
@@ -96,6 +96,7 @@ class TopK:
     task: str
     lists: dict[tuple[Kind, Part], CandidateLists]
     active: Activity
+    asked: AskedUsers
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -130,18 +131,21 @@ def topk_task(work: Work, task: str) -> dict[str, Any]:
         for _, kind in BACKBONES
         for part in PARTS
     }
-    topk = TopK(work, task, lists, activity(work.splits.topk.train, tables.num_users))
+    active = activity(work.splits.topk.train, tables.num_users)
+    asked = topk_users(config, tables, task, lists["base", "test"].users_B, active.count_U)
+    topk = TopK(work, task, lists, active, asked)
     for name, kind in BACKBONES:
-        own = lists[kind, "test"]
-        work.results.add_topk(task, name, own.users_B, own.ranks_B, topk.active.count_U)
-        work.results.add_ceiling(task, name.replace("Base", "Ceiling"), own.reachable_B)
+        own, ceiling = lists[kind, "test"], name.replace("Base", "Ceiling")
+        work.results.add(asked, name, metrics.topk_metrics(own.ranks_B, config.evaluate.ks))
+        add_ceiling(work.results, asked, ceiling, own.reachable_B, config.rank.top_k)
     chosen = {method.name: topk_method(topk, method) for method in methods(config)}
     return {**chosen[LLAMA4REC.name], "methods": chosen}
 
 
 def topk_method(topk: TopK, method: Method) -> dict[str, Any]:
     """Choose on validation, measure on test."""
-    k, results = max(topk.work.run.config.evaluate.ks), topk.work.results
+    ks, results = topk.work.run.config.evaluate.ks, topk.work.results
+    k = max(ks)
     grid: list[Alphas | None] = [None] if method.weight == "alone" else [*topk.work.grid(method)]
     values: dict[str, dict[Any, float]] = {}
     if len(topk.forms) * len(grid) > 1:
@@ -151,9 +155,8 @@ def topk_method(topk: TopK, method: Method) -> dict[str, Any]:
     form, alphas, value = best_form(values) if values else (topk.forms[0], None, None)
     test = topk.ranked(method, "test", form)
     ranks_B = topk.ranks(method, "test", test, alphas)
-    users_B = topk.candidates(method, "test").users_B
-    results.add_topk(topk.task, method.name, users_B, ranks_B, topk.active.count_U)
-    results.add_invalid(topk.task, method.name, test.num_bad, test.num_asked)
+    results.add(topk.asked, method.name, metrics.topk_metrics(ranks_B, ks))
+    add_invalid(results, topk.asked, method.name, test.num_bad, test.num_asked)
     by_form = {name: max(cells.values()) for name, cells in values.items()}
     chosen = {"ranking": form, "metric": f"N@{k}", "validation": value, "validation_by_form": by_form}
     if alphas is None:
@@ -198,10 +201,11 @@ def rating_task(work: Work) -> dict[str, Any]:
     """Base, Base+DA where attributes were added, IFT (the LLM alone) and Llama4Rec, over the asked users."""
     active = activity(work.splits.rating.train, work.tables.num_users)
     test = asked_rating_rows(work.run.config, work.splits.rating.test)
+    asked = rating_users(work.run.config, test, active.count_U)
     for name, kind in BACKBONES:
         if has_backbone(work.run, kind, "rating"):
             predicted_N = predict_ratings(open_backbone(work.run, kind, "rating"), test.user_N, test.item_N)
-            work.results.add_rating(name, test, predicted_N, active.count_U)
+            add_rating(work.results, asked, name, predicted_N, test.rating_N)
     chosen = {method.name: rating_method(work, method, active) for method in methods(work.run.config)}
     return {**chosen[LLAMA4REC.name], "methods": chosen}
 
@@ -220,8 +224,9 @@ def rating_method(work: Work, method: Method, active: Activity) -> dict[str, Any
         rated, mixed = rated_part(work, method, "test", active)
         predicted_N = mixed(alphas)
     rows = asked_rating_rows(work.run.config, work.splits.rating.test)
-    work.results.add_rating(method.name, rows, predicted_N, active.count_U)
-    work.results.add_invalid("rating", method.name, rated.num_bad, rated.num_asked)
+    asked = rating_users(work.run.config, rows, active.count_U)
+    add_rating(work.results, asked, method.name, predicted_N, rows.rating_N)
+    add_invalid(work.results, asked, method.name, rated.num_bad, rated.num_asked)
     chosen = {"metric": "RMSE", "validation": value}
     return chosen if alphas is None else {**chosen, **weights(alphas, values)}
 

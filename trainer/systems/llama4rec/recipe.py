@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recloom.trainer.preparation import run_prepare
-from recloom.trainer.report.html import write_report
-from recloom.trainer.stage_inputs import model_files, template_texts, training_settings, user_files
+from recloom.trainer.shared_stages import prepare_stage, report_stage
+from recloom.trainer.stage_inputs import model_files, template_texts, training_settings
 from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, rank, tune
 from recloom.trainer.systems.llama4rec.settings import InstructionTraining, Llama4RecConfig
@@ -26,16 +25,7 @@ def stages(config: Llama4RecConfig) -> list[Stage]:
 
 def data_stages() -> list[Stage]:
     return [
-        Stage(
-            "prepare",
-            "read the data set, split it",
-            "process",
-            needs=(),
-            settings=("data", "positive_rating"),
-            outputs=("data",),
-            run=run_prepare,
-            inputs=user_files,
-        ),
+        prepare_stage("read the data set, split it"),
         Stage(
             "backbone",
             "fit the conventional models, plain and cross-fitted",
@@ -106,15 +96,7 @@ def using_stages(config: Llama4RecConfig, tuned: tuple[str, ...]) -> list[Stage]
             outputs=("results.jsonl", "per_user.parquet", "aggregate.json"),
             run=aggregate.run_aggregate,
         ),
-        Stage(
-            "report",
-            "write the report",
-            "process",
-            needs=("aggregate",),
-            settings=(),
-            outputs=("report",),
-            run=report,
-        ),
+        report_stage("aggregate"),
     ]
 
 
@@ -130,10 +112,6 @@ def tune_stage(name: str) -> Stage:
         run=lambda run: tune.run_tune(run, name),
         inputs=model_files,
     )
-
-
-def report(run: Run[Llama4RecConfig]) -> None:
-    write_report(run.folder)
 
 
 def tuned_files(run: Run[Llama4RecConfig]) -> Any:
