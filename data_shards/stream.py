@@ -10,10 +10,10 @@ order does not depend on the number of ranks, and a position in it is a few inte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -70,12 +70,17 @@ class StepBatch:
     sample_ids: list[int]
 
 
+# A row of samples in an epoch.
+RowMaker: TypeAlias = Callable[[int, Sequence[int]], PackedRow]
+
+
 class PackedStream:
     """Deterministic, resumable, elastic stream of packed rows.
 
     Iterating gives the rest of the current epoch and ends with the stream at the start of the next one.
     `rows_per_step` counts the rows of all ranks and must be a multiple of `world_size` (else UserError). The
-    last step of an epoch is filled up with empty rows.
+    last step of an epoch is filled up with empty rows. make_row: what samples become (`build_row` when left out);
+    no samples give a row without loss.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class PackedStream:
         seed: int,
         rank: int,
         world_size: int,
+        make_row: RowMaker | None = None,
     ) -> None:
         for name, value in (("capacity", capacity), ("rows_per_step", rows_per_step), ("window", window)):
             if value < 1:
@@ -99,7 +105,7 @@ class PackedStream:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         if not len(source.lengths_N):
             raise UserError("training data: there is no sample in it: check how it was made.")
-        self._source = source
+        self._make_row = make_row or (lambda _, indices: build_row(source, indices))
         self._lengths_N = np.asarray(source.lengths_N)
         self._num_losses_N = self._lengths_N - np.maximum(source.num_prompt_N, 1)
         self.capacity, self.rows_per_step, self.window = capacity, rows_per_step, window
@@ -168,7 +174,7 @@ class PackedStream:
     def _batch(self, epoch: int, step: int, step_rows: list[list[int]]) -> StepBatch:
         filled = step_rows + [[] for _ in range(self.rows_per_step - len(step_rows))]
         sample_ids = [index for row in step_rows for index in row]
-        rows = [build_row(self._source, indices) for indices in filled[self.rank :: self.world_size]]
+        rows = [self._make_row(epoch, indices) for indices in filled[self.rank :: self.world_size]]
         return StepBatch(step, epoch, rows, int(self._num_losses_N[sample_ids].sum()), sample_ids)
 
 

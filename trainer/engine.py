@@ -265,6 +265,15 @@ def embedding_mean(network: Any) -> torch.Tensor:
         return weight.detach().float().mean(0).cpu()
 
 
+def embedding_row(network: Any, id: int) -> torch.Tensor:
+    """The embedding of one token (H,), float32, partitioned or not (called by all ranks)."""
+    import deepspeed
+
+    weight = network.get_input_embeddings().weight
+    with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+        return weight[id].detach().float().cpu().clone()
+
+
 def drop_old(folder: Path, step: int, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints up to `step`; a later one is a torn leftover."""
     steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), reverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from recloom.data_shards.artifacts import read_manifest, write_manifest
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import fingerprint
 from recloom.data_shards.shards import ShardReader
-from recloom.data_shards.stream import PackedStream
+from recloom.data_shards.stream import PackedStream, RowMaker, TokenSource
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.console import Console
@@ -24,7 +25,7 @@ from recloom.trainer.callbacks.metrics_log import MetricsLog
 from recloom.trainer.config import RunConfig, TrainingBlock
 from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned
 from recloom.trainer.loop import Loop
-from recloom.trainer.loss import AnswerLoss
+from recloom.trainer.loss import AnswerLoss, Objective
 from recloom.trainer.models import load_tokenizer
 
 DeepSpeedSettings: TypeAlias = dict[str, Any]
@@ -43,6 +44,21 @@ def tune(
 
     tokenizer = fingerprint(load_tokenizer(model_path))
     train(config, training, label, tokenizer, corpus, out, build, export)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained on and what is minimised; left out is what instruction tuning does.
+
+    valid: samples of the validation loss, none for None. make_row, make_valid_row: see `PackedStream`.
+    objective: made when the engine is there.
+    """
+
+    train: TokenSource
+    valid: TokenSource | None = None
+    make_row: RowMaker | None = None
+    make_valid_row: RowMaker | None = None
+    objective: Callable[[Engine], Objective] | None = None
 
 
 def train(
@@ -65,16 +81,33 @@ def train(
         build: makes the network from DeepSpeed's settings; what requires a gradient is trained.
         export: called by all ranks, rank 0 writes into the given folder.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     set_threads()
-    torch.manual_seed(config.seed)
     check_shards(corpus)
     source = open_shards(corpus / "train", tokenizer, training.context, "lower prompts.history_items")
+    has_valid = (corpus / "valid" / "manifest.json").is_file()
+    lesson = Lesson(source, ShardReader(corpus / "valid") if has_valid else None)
+    train_lesson(config, training, label, lesson, out, build, export)
+
+
+def train_lesson(
+    config: RunConfig,
+    training: TrainingBlock,
+    label: str,
+    lesson: Lesson,
+    out: Path,
+    build: Callable[[DeepSpeedSettings], Any],
+    export: Callable[[Engine, Path], None],
+) -> None:
+    """The same on samples that are open and checked already."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(config.seed)
     ds_config = deepspeed_json(config.model, training, config.parallel, world_size)
     engine = Engine(build(ds_config), ds_config)
-    stream = make_stream(training, config.seed, source, rank, world_size)
-    made = callbacks(training, config.seed, label, corpus, out)
-    loop = Loop(engine, stream, training, AnswerLoss(config.model.attention, engine.device), made)
+    stream = make_stream(training, config.seed, lesson.train, rank, world_size, lesson.make_row)
+    objective = (
+        lesson.objective(engine) if lesson.objective else AnswerLoss(config.model.attention, engine.device)
+    )
+    loop = Loop(engine, stream, training, objective, callbacks(training, config.seed, label, lesson, out))
     state = engine.load(out / "checkpoints")
     if state is not None:
         loop.load_state(state)
@@ -123,20 +156,24 @@ def open_shards(folder: Path, tokenizer: str, context: int, remedy: str) -> Shar
 
 
 def make_stream(
-    training: TrainingBlock, seed: int, source: ShardReader, rank: int, world_size: int
+    training: TrainingBlock,
+    seed: int,
+    source: TokenSource,
+    rank: int,
+    world_size: int,
+    make_row: RowMaker | None = None,
 ) -> PackedStream:
-    return PackedStream(
-        source, training.pack_length, training.rows_per_step, training.window, seed, rank, world_size
-    )
+    rows = training.rows_per_step
+    return PackedStream(source, training.pack_length, rows, training.window, seed, rank, world_size, make_row)
 
 
-def callbacks(training: TrainingBlock, seed: int, label: str, corpus: Path, out: Path) -> list[Callback]:
+def callbacks(training: TrainingBlock, seed: int, label: str, lesson: Lesson, out: Path) -> list[Callback]:
     """Log first, so that a validation row follows its step; checkpoint last."""
     log = MetricsLog(out, training.tensorboard)
     made: list[Callback] = [Console(label, training.log_every), log]
-    if (corpus / "valid" / "manifest.json").is_file():
-        source = ShardReader(corpus / "valid")
-        stream = make_stream(training, seed, source, dist.get_rank(), dist.get_world_size())
+    if lesson.valid is not None:
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        stream = make_stream(training, seed, lesson.valid, rank, world_size, lesson.make_valid_row)
         made.append(Evaluation(label, stream, training.evaluate_every, log))
     made.append(Checkpoint(out / "checkpoints", training.checkpoint_every, training.keep_checkpoints))
     return made

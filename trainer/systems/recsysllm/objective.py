@@ -1,0 +1,50 @@
+"""The loss of blank infilling: cross-entropy of part B, [END] included (RecSysLLM, training phase).
+
+Shapes: A targets of a row, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+from recloom.data_shards.blank_rows import BlankRow
+from recloom.data_shards.stream import IGNORE, PackedRow, StepBatch
+
+
+@dataclass(frozen=True)
+class BlankLoss:
+    """The mean over the targets of a step."""
+
+    device: torch.device
+
+    def loss(self, model: Any, row: PackedRow) -> torch.Tensor:
+        """Summed over the row. An empty row gives zero with a gradient path."""
+        assert isinstance(row, BlankRow)
+        keep_A = torch.nonzero(row.labels_T != IGNORE)[:, 0]
+        is_empty = len(keep_A) == 0
+        logits_AV = model(
+            input_ids=row.ids_T[None].to(self.device),
+            intra_ids=row.intra_T[None].to(self.device),
+            position_ids=row.position_ids_T[None].to(self.device),
+            logits_to_keep=(torch.zeros(1, dtype=torch.long) if is_empty else keep_A).to(self.device),
+            boundaries=row.boundaries.tolist(),
+            num_a=row.num_a_S.tolist(),
+        )
+        if is_empty:
+            return logits_AV.float().nan_to_num(neginf=0.0).sum() * 0.0
+        return cross_entropy(logits_AV.float(), row.labels_T[keep_A].to(self.device), reduction="sum")
+
+    def units(self, batch: StepBatch) -> int:
+        """Targets over all ranks: they are drawn with the masks, so no rank knows those of another."""
+        own = sum(int((row.labels_T != IGNORE).sum()) for row in batch.rows)
+        total = torch.tensor(own, device=self.device)
+        dist.all_reduce(total)
+        return int(total)
+
+    def told(self) -> dict[str, float]:
+        return {}
