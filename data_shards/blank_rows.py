@@ -2,9 +2,9 @@
 
 Shapes: S samples of a row, T tokens of the row.
 
-The stream packs texts by their own lengths; masks add two tokens a span (a tenth of a text on average) and are
-drawn when a row is made. What is masked depends on the seed, the epoch and the sample alone, so a resumed epoch
-goes on with the same masks, on any number of ranks.
+The stream packs texts by their own lengths; masks add two tokens a span (a tenth of a text on average) and
+are drawn when a row is made. What is masked depends on the seed, the epoch and the sample alone, so a resumed
+epoch goes on with the same masks, on any number of ranks.
 """
 
 from __future__ import annotations

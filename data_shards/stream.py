@@ -79,8 +79,8 @@ class PackedStream:
 
     Iterating gives the rest of the current epoch and ends with the stream at the start of the next one.
     `rows_per_step` counts the rows of all ranks and must be a multiple of `world_size` (else UserError). The
-    last step of an epoch is filled up with empty rows. make_row: what samples become (`build_row` when left out);
-    no samples give a row without loss.
+    last step of an epoch is filled up with empty rows. make_row: what samples become (`build_row` when left
+    out); no samples give a row without loss.
     """
 
     def __init__(

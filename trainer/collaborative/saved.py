@@ -6,12 +6,12 @@ from pathlib import Path
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.collaborative.base import BackboneSettings
-from recloom.trainer.collaborative.data import TopKData
+from recloom.trainer.collaborative.data import RatingData, TopKData
 from recloom.trainer.collaborative.fit import fit
 from recloom.trainer.collaborative.registry import backbone_module, load_backbone, save_backbone
 
 
-def fit_or_keep(folder: Path, data: TopKData, settings: BackboneSettings, seed: int) -> None:
+def fit_or_keep(folder: Path, data: TopKData | RatingData, settings: BackboneSettings, seed: int) -> None:
     """Fit and save a backbone; one saved by an interrupted start is kept."""
     try:
         load_backbone(folder)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from recloom.trainer.expert_load import collapsed_expert
 from recloom.trainer.report.bituning_plots import load_plot, loss_lines, validation_lines
 from recloom.trainer.report.results import Row, Value
 from recloom.trainer.report.system_view import SystemView
 
 FILE_METRIC, METRIC = "validation_N@10", "validation N@10"
 EXPERT = "expert_"
-COLLAPSED = 0.9  # of an epoch's users, as the training itself warns
 FULL_TUNING = "full tuning"
 
 
@@ -69,9 +69,9 @@ class Stage:
     def collapses(self) -> list[str]:
         """A sentence for each epoch in which one expert took almost all."""
         return [
-            f"{self.name}: expert {load_K.argmax()} took {percent(load_K.max())} of epoch {epoch}'s users"
+            f"{self.name}: expert {expert} took {percent(load_K[expert])} of epoch {epoch}'s users"
             for epoch, load_K in self.loads.items()
-            if load_K.max() >= COLLAPSED
+            if (expert := collapsed_expert(load_K)) is not None
         ]
 
     @property

@@ -16,7 +16,7 @@ from recloom.trainer.significance import mean_std
 Row = dict[str, Any]
 Key = tuple[str, str, str, str]  # data set, task, backbone, scenario
 
-TASKS = ("direct", "sequential", "rating")
+TASKS = ("direct", "sequential", "rating", "explanation", "review")
 SCENARIOS = (OVERALL, "warm", "cold")
 CEILING = "Ceiling"
 INVALID = "invalid_rate"

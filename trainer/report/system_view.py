@@ -16,6 +16,8 @@ TASK_NAMES = {
     "direct": "Direct recommendation",
     "sequential": "Sequential recommendation",
     "rating": "Rating prediction",
+    "explanation": "Explanation",
+    "review": "Review summarisation",
 }
 
 

@@ -1,7 +1,8 @@
-"""Attention of blank infilling over packed rows: all of a sample sees its part A, part B also what lies before.
+"""Attention of blank infilling over packed rows: all of a sample sees its part A, part B also what lies
+before.
 
-No sample sees another. Importing this module registers the function with transformers under the name `blanks`;
-where the samples and their parts end reaches it as keywords of the model's forward.
+No sample sees another. Importing this module registers the function with transformers under the name
+`blanks`; where the samples and their parts end reaches it as keywords of the model's forward.
 
 On a GPU the row is one FlexAttention call whose block mask skips what nobody sees. Elsewhere a sample is two
 calls: part A to part A without a mask, part B to the sample under the corner of the mask that is its own. No
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ def blank_attention(
         return out_BHTD.transpose(1, 2).contiguous(), None
     parts = []
     for start, end, count in zip(boundaries[:-1], boundaries[1:], num_a, strict=True):
-        sample = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
-        parts += sample_attention(*sample, count, scaling, dropout)
+        query, key, value = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
+        parts += sample_attention(query, key, value, count, scaling, dropout)
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -113,8 +114,8 @@ def flex(device: str) -> Callable[..., Tensor]:
     """FlexAttention, compiled where a kernel comes of it."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention) if device == "cuda" else flex_attention
-    return compiled
+    found: Any = torch.compile(flex_attention) if device == "cuda" else flex_attention
+    return cast(Callable[..., Tensor], found)
 
 
 def register() -> None:

@@ -109,9 +109,8 @@ def write_part(samples: Iterator[Sample], renderer: Renderer, folder: Path, **fi
     manifest = write_shards(once_each(samples), renderer, folder, SAMPLES_PER_SHARD, **fields)
     lengths = np.load(folder / "lengths.npy")[:, 0]
     print(
-        f"{folder.parent.name} {folder.name}: {manifest['num_samples']:,} samples, {lengths.mean():.0f} tokens "
-        f"each, longest {lengths.max():,}",
-        flush=True,
+        f"{folder.parent.name} {folder.name}: {manifest['num_samples']:,} samples, {lengths.mean():.0f} tokens
+        " f"each, longest {lengths.max():,}", flush=True,
     )
 
 
@@ -193,7 +192,9 @@ def question_template(corpus: CorpusBlock, family: FamilyName, prompt: Prompt) -
     """Raises UserError where a user's set has no such template."""
     templates = load_set(corpus.templates, WORK[family].family)
     seen = [named for named in seen_templates(templates) if named.form == WORK[family].form]
-    found = seen[0] if prompt == "seen" and seen else unseen_template(templates) if prompt == "unseen" else None
+    found = (
+        seen[0] if prompt == "seen" and seen else unseen_template(templates) if prompt == "unseen" else None
+    )
     if found is None or found.form != WORK[family].form:
         raise UserError(
             f"corpus.templates = '{corpus.templates}': {family} has no {prompt} template whose answer is of "

@@ -117,9 +117,7 @@ class FamilyWork:
     make: SampleMaker
 
 
-def rating_case(
-    world: World, template: NamedTemplate, case: Case, rng: np.random.Generator
-) -> Sample | None:
+def rating_case(world: World, template: NamedTemplate, case: Case, rng: np.random.Generator) -> Sample | None:
     """In training with noise on the rating, as P5 does it."""
     rating = case.rating
     if world.corpus.jitter and not world.is_asked and template.form == "rating":
@@ -160,9 +158,7 @@ def explanation_case(
     return explanation_task.explanation_sample(template, context, world.options)
 
 
-def review_case(
-    world: World, template: NamedTemplate, case: Case, rng: np.random.Generator
-) -> Sample | None:
+def review_case(world: World, template: NamedTemplate, case: Case, rng: np.random.Generator) -> Sample | None:
     """None for a row without a review, or without what is asked for."""
     review, summary = world.text("review", case.order), world.text("summary", case.order)
     if not review or (template.form == "summary" and not summary) or np.isnan(case.rating):
@@ -173,9 +169,7 @@ def review_case(
     return review_task.review_sample(template, context, world.options)
 
 
-def direct_case(
-    world: World, template: NamedTemplate, case: Case, rng: np.random.Generator
-) -> Sample | None:
+def direct_case(world: World, template: NamedTemplate, case: Case, rng: np.random.Generator) -> Sample | None:
     """A yes/no question is about the target in half of the cases."""
     person = world.person("direct", case.user, case.order)
     shown = case.candidates

@@ -1,13 +1,15 @@
-"""Blank infilling on a decoder-only language model (RecSysLLM, training phase; GLM, arXiv 2103.10360, section 2).
+"""Blank infilling on a decoder-only language model (RecSysLLM, training phase; GLM, arXiv 2103.10360, section
+2).
 
-The language model stays as it is. Beside it stand two small tables: `marks`, the rows of [M], [sM], [gM], [START]
-and [END], and `intra`, one row for each intra id, added to the token embeddings and zero at first, so that a
-text without blanks reads at step 0 as it did before. Inter ids are the model's rotary positions. The rows are
-tables of their own, and not new rows of the model's embedding, because a partitioned embedding (ZeRO-3) can't be
-resized safely, and because low-rank updates leave the embedding alone.
+The language model stays as it is. Beside it stand two small tables: `marks`, the rows of [M], [sM], [gM],
+[START] and [END], and `intra`, one row for each intra id, added to the token embeddings and zero at first, so
+that a text without blanks reads at step 0 as it did before. Inter ids are the model's rotary positions. The
+rows are tables of their own, and not new rows of the model's embedding, because a partitioned embedding
+(ZeRO-3) can't be resized safely, and because low-rank updates leave the embedding alone.
 
-Shapes: B = 1 row of T tokens in training, R rows of W tokens in generation, A targets, V words of the model, H.
-Ids from V on are marks; logits have V + 5 columns, of which the last, [END], is the only mark ever predicted.
+Shapes: B = 1 row of T tokens in training, R rows of W tokens in generation, A targets, V words of the model,
+H. Ids from V on are marks; logits have V + 5 columns, of which the last, [END], is the only mark ever
+predicted.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Sizes:
 
 
 class BlankInfiller(nn.Module):
-    """A causal language model that fills blanks. What of `llm` requires a gradient is trained, and the tables."""
+    """A causal language model that fills blanks. What of `llm` requires a gradient is trained, and the
+    tables.
+    """
 
     def __init__(self, llm: Any, sizes: Sizes) -> None:
         super().__init__()
@@ -62,7 +66,8 @@ class BlankInfiller(nn.Module):
 
     @torch.no_grad()
     def start_marks(self, mean_H: Tensor, end_H: Tensor, scale: float, seed: int) -> None:
-        """Marks begin near the mean token, apart from each other by noise; [START] and [END] at the end token,
+        """Marks begin near the mean token, apart from each other by noise; [START] and [END] at the end
+        token,
         behind which and for which the model has learned to begin and to end a text."""
         noise_MH = torch.randn(len(MARKS), self.sizes.hidden, generator=torch.Generator().manual_seed(seed))
         rows_MH = mean_H + 0.5 * scale * noise_MH

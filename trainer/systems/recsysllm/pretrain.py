@@ -65,7 +65,9 @@ def run_pretrain(run: Run[RecSysLLMConfig], method: Method) -> None:
             save_model(engine.engine.module, weights, config.pretrain.lora, base, folder)
 
     label = f"pretrain {method.key}"
-    train_lesson(config, config.pretrain, label, make_lesson(run, method), out_folder(run, method), build, export)
+    train_lesson(
+        config, config.pretrain, label, make_lesson(run, method), out_folder(run, method), build, export
+    )
 
 
 def make_network(
@@ -213,6 +215,5 @@ def load_model(run: Run[RecSysLLMConfig], method: Method) -> BlankInfiller:
         if lacking:
             raise UserError(f"{folder}: the update of {min(lacking)} is missing: train again.")
         llm.load_state_dict(own, strict=False)
-    if torch.cuda.is_available():
-        llm.cuda()
-    return load_tables(llm, folder)
+    network = load_tables(llm, folder)
+    return network.cuda() if torch.cuda.is_available() else network

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from recloom.trainer.shared_stages import prepare_stage
+from recloom.trainer.shared_stages import prepare_stage, report_stage
 from recloom.trainer.stage_inputs import model_files, training_settings
 from recloom.trainer.stages import Stage
-from recloom.trainer.systems.recsysllm import corpus, pretrain
+from recloom.trainer.systems.recsysllm import baselines, corpus, evaluate, generate, pretrain
 from recloom.trainer.systems.recsysllm.methods import Method, asked_methods
 from recloom.trainer.systems.recsysllm.settings import PretrainBlock, RecSysLLMConfig
 
@@ -14,8 +14,12 @@ MODEL = ("model.path", "model.dtype", "parallel.zero_stage", "seed")
 
 def stages(config: RecSysLLMConfig) -> list[Stage]:
     found = [prepare_stage(), corpus_stage(), questions_stage()]
-    found += [pretrain_stage(method) for method in asked_methods(config)]
-    return found
+    methods = asked_methods(config)
+    if config.backbones.tasks:
+        found.append(backbones_stage())
+    found += [pretrain_stage(method) for method in methods]
+    found += [generate_stage(method) for method in methods]
+    return [*found, evaluate_stage(config), report_stage("evaluate")]
 
 
 def corpus_stage() -> Stage:
@@ -44,6 +48,18 @@ def questions_stage() -> Stage:
     )
 
 
+def backbones_stage() -> Stage:
+    return Stage(
+        "backbones",
+        "fit the recommenders to compare with",
+        "process",
+        needs=("prepare",),
+        settings=("backbones", "seed"),
+        outputs=("backbones",),
+        run=baselines.run_backbones,
+    )
+
+
 def pretrain_stage(method: Method) -> Stage:
     return Stage(
         f"pretrain_{method.key}",
@@ -54,4 +70,31 @@ def pretrain_stage(method: Method) -> Stage:
         outputs=(f"tune/{method.key}",),
         run=lambda run: pretrain.run_pretrain(run, method),
         inputs=model_files,
+    )
+
+
+def generate_stage(method: Method) -> Stage:
+    """All answers of a method; more users asked, or other ones, ask again without any training."""
+    return Stage(
+        f"generate_{method.key}",
+        f"answer the questions ({method.name})",
+        "process",
+        needs=("questions", f"pretrain_{method.key}"),
+        settings=("ask.beams", "ask.free", "ask.max_tokens", "evaluate.ks", "model.dtype"),
+        outputs=(f"answers/{method.key}",),
+        run=lambda run: generate.run_generate(run, method),
+    )
+
+
+def evaluate_stage(config: RecSysLLMConfig) -> Stage:
+    generated = (f"generate_{method.key}" for method in asked_methods(config))
+    backbones = ("backbones",) if config.backbones.tasks else ()
+    return Stage(
+        "evaluate",
+        "compare with the test rows",
+        "process",
+        needs=(*generated, *backbones),
+        settings=("methods", "evaluate"),
+        outputs=("results.jsonl", "per_user.parquet"),
+        run=evaluate.run_evaluate,
     )

@@ -85,7 +85,7 @@ class PretrainBlock(TrainingBlock):
     )
     answer_share: Share = Field(
         default=0.5,
-        description="Probability that a sample's one blank is its answer; else the mixture masks the whole text.",
+        description="Probability that a sample's one blank is its answer; else the mixture masks the text.",
     )
     table_rate: float = Field(
         default=10.0,
