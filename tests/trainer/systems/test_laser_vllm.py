@@ -86,8 +86,11 @@ class HistoryStates:
         return torch.stack(drawn) * real_SN[:, :, None], real_SN
 
 
-def reader_of(run: Any, method: Method) -> RowReader:
-    states: Any = HistoryStates() if method.prefix == "mformer" else None
+def states_of(run: Any, method: Method) -> Any:
+    return HistoryStates() if method.prefix == "mformer" else None
+
+
+def reader_of(run: Any, states: Any) -> RowReader:
     return RowReader(Texts(), states, torch.device("cpu"))  # type: ignore[arg-type]
 
 
@@ -101,22 +104,19 @@ def run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     task = SimpleNamespace(test=[SimpleNamespace(user=100 + n) for n in range(USERS)])
     renderer = SimpleNamespace(eos_id=END)
     for module, names in (
-        (rank, {"recommender_width": width_of, "make_renderer": lambda run: renderer}),
+        (rank, {"make_renderer": lambda run: renderer}),
         (vllm_rank, {"load_task": lambda run: task, "test_reader": reader_of, "CHUNK": 3}),
+        (vllm_rank, {"method_states": states_of}),
     ):
         for name, value in names.items():
             monkeypatch.setattr(module, name, value)
     return made
 
 
-def width_of(run: Any, method: Method) -> int:
-    return D if method.prefix == "mformer" else 0
-
-
 def save_random_weights(run: Run[LaserConfig], method: Method, seed: int) -> None:
     torch.manual_seed(seed)
     llm = empty_llm(run.config.model.path).base_model
-    network = make_network(llm, method, run.config.bitune, width_of(run, method), 1.0, torch.randn(H), END)
+    network = make_network(llm, method, run.config.bitune, D, 1.0, torch.randn(H), END)
     folder = rank.final_folder(run, method)
     save_weights({name: p for name, p in network.named_parameters() if p.requires_grad}, folder)
     write_manifest(folder)
@@ -144,10 +144,11 @@ def read_prompt(llm: Any, request: Request) -> Tensor:
 
 def test_prompts_read_as_bituning_reads_its_samples(run: Run[LaserConfig]) -> None:
     for method, requests in made_passes(run):
-        network = rank.load_network(run, method)
+        states = states_of(run, method)
+        network = rank.load_network(run, method, states)
         row = build_row(Texts(), range(USERS))  # type: ignore[arg-type]
         with torch.no_grad():
-            want_SH = reader_of(run, method).read(network, row).states_SH
+            want_SH = reader_of(run, states).read(network, row).states_SH
         got_SH = torch.stack([read_prompt(network.llm, request) for request in requests])
         torch.testing.assert_close(got_SH, want_SH, atol=1e-4, rtol=1e-4)
         assert [request.meta for request in requests] == [{"user": 100 + n} for n in range(USERS)]
@@ -169,7 +170,8 @@ def test_the_engine_may_see_every_prompt(run: Run[LaserConfig]) -> None:
 def test_trained_parts_come_without_the_llm(run: Run[LaserConfig]) -> None:
     for key in KEYS:
         method = METHODS[key]
-        parts, whole = rank.load_parts(run, method), rank.load_network(run, method)
+        states = states_of(run, method)
+        parts, whole = rank.load_parts(run, method, states), rank.load_network(run, method, states)
         assert all(p.is_meta for p in parts.llm.parameters())
         assert not any(p.is_meta for p in whole.parameters()) and not parts.training
         for name, parameter in parts.named_parameters():

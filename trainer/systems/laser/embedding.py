@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -31,6 +31,7 @@ from recloom.trainer.systems.laser.objective import RowReader, nothing
 from recloom.trainer.systems.laser.settings import EmbedBlock
 
 FILE = "vectors.safetensors"
+Value = TypeVar("Value")
 
 
 def embed(engine: Any, reader: RowReader, settings: EmbedBlock, folder: Path, label: str) -> Tensor:
@@ -69,6 +70,14 @@ def is_first() -> bool:
 def wait_for_all() -> None:
     if ranks()[1] > 1:
         dist.barrier()
+
+
+def from_first(value: Value) -> Value:
+    """Rank 0's value on all ranks."""
+    told = [value]
+    if ranks()[1] > 1:
+        dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def chunks_of(total: int, size: int) -> Iterator[range]:
@@ -125,10 +134,7 @@ def whole_parts(folder: Path) -> int:
     if is_first():
         while is_whole(part_path(folder, done)):
             done += 1
-    told = [done]
-    if ranks()[1] > 1:
-        dist.broadcast_object_list(told, src=0)
-    return told[0]
+    return from_first(done)
 
 
 def is_whole(path: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from recloom.trainer import metrics
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.metrics_log import MetricsLog
 from recloom.trainer.loop import Loop, StepRecord
-from recloom.trainer.systems.laser.embedding import embed, write_vectors
+from recloom.trainer.systems.laser.embedding import embed, from_first, is_first, write_vectors
 from recloom.trainer.systems.laser.losses import COLLAPSED_SHARE
 from recloom.trainer.systems.laser.network import save_weights
 from recloom.trainer.systems.laser.objective import LaserLoss, RowReader
@@ -120,11 +121,21 @@ class Epochs(Callback):
             shutil.rmtree(folder, ignore_errors=True)
         dist.barrier()
         users_NH = self.embed(loop, self.valid, folder, "validation")
-        targets_N = torch.tensor([self.valid.target_of(n) for n in range(len(users_NH))])
-        items_IH = self.objective.items_IH.cpu()
+        value = self.mean_ndcg(users_NH, self.objective.items_IH) if loop.rank == 0 else 0.0
+        return from_first(value)
+
+    def mean_ndcg(self, users_NH: Tensor, items_IH: Tensor) -> float:
+        """On the device of the items."""
+        users_NH, targets_N = users_NH.to(items_IH.device), self.targets_N.to(items_IH.device)
         ranks_N = full_rank(users_NH, items_IH, 10, targets_N=targets_N, cosine=True).target_ranks_N
         assert ranks_N is not None
-        return float(metrics.ndcg(ranks_N.numpy() + 1, 10).mean())
+        return float(metrics.ndcg(ranks_N.cpu().numpy() + 1, 10).mean())
+
+    @cached_property
+    def targets_N(self) -> Tensor:
+        """The next item of each user of validation."""
+        metas = self.valid.metas(range(len(self.valid.source)))
+        return torch.tensor([meta["target"] for meta in metas])
 
     def warn_of_collapse(self, loop: Loop) -> None:
         total = sum(self.load)
@@ -142,23 +153,22 @@ class Epochs(Callback):
 
 def best_so_far(out: Path) -> float | None:
     """What the best epoch reached, the same on all ranks."""
-    told: list[float | None] = [None]
-    if dist.get_rank() == 0:
+    value: float | None = None
+    if is_first():
         with contextlib.suppress(UserError):
-            told = [float(read_manifest(out / "best")[METRIC])]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+            value = float(read_manifest(out / "best")[METRIC])
+    return from_first(value)
 
 
 def keep_best(out: Path, weights: dict[str, Tensor], items_IH: Tensor, value: float, epoch: int) -> None:
-    """Into a folder beside and renamed, so that a kill leaves the one before or this one."""
-    folder, temporary, old = out / "best", out / "best.tmp", out / "best.old"
-    for path in (temporary, old):
-        shutil.rmtree(path, ignore_errors=True)
+    """Written into a folder beside, which then takes the place of the one before.
+
+    A kill between the two leaves neither: no checkpoint ends the epoch yet, so it is judged again and kept.
+    """
+    folder, temporary = out / "best", out / "best.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
     save_weights(weights, temporary)
     write_vectors(temporary / ITEMS, items_IH)
     write_manifest(temporary, **{METRIC: value, "epoch": epoch})
-    if folder.exists():
-        folder.rename(old)
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

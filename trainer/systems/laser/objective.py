@@ -5,6 +5,7 @@ Shapes: S users of a row, I items, H width of the LLM, K experts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from recloom.trainer.systems.laser.losses import laser_losses
 from recloom.trainer.systems.laser.settings import BiTuneBlock
 from recloom.trainer.systems.laser.states import States
 
+Meta = dict[str, Any]
+
 
 class RowReader:
     """Runs a network on packed rows of texts: one vector a text.
@@ -28,31 +31,31 @@ class RowReader:
     def __init__(self, source: ShardReader, states: States | None, device: torch.device) -> None:
         self.source, self.states, self.device = source, states, device
 
-    def history_of(self, index: int) -> list[int]:
-        """The history of a sample, or an item by itself."""
-        history: list[int] = self.source.record(index)["meta"]["history"]
-        return history
+    def metas(self, indices: Iterable[int]) -> list[Meta]:
+        """What the shards tell of samples: `history`, of an item itself alone, and a user's `target`."""
+        return [self.source.record(index)["meta"] for index in indices]
 
-    def target_of(self, index: int) -> int:
-        return int(self.source.record(index)["meta"]["target"])
+    def read(self, network: Any, row: PackedRow, metas: Sequence[Meta] | None = None) -> BiTuningOutput:
+        """An empty row is read as a text of one token by a user of no history.
 
-    def read(self, network: Any, row: PackedRow) -> BiTuningOutput:
-        """An empty row is read as a text of one token by a user of no history."""
+        metas: of the row's samples, where they have been read already.
+        """
         inputs: dict[str, Any] = {
             "ids": row.ids_T.to(self.device),
             "boundaries": row.boundaries.tolist(),
         }
         if self.states is not None:
-            C_SND, real_SN = self.collaborative(row.sample_indices)
+            metas = self.metas(row.sample_indices) if metas is None else metas
+            C_SND, real_SN = self.collaborative(metas)
             inputs |= {"C_SND": C_SND.to(self.device), "real_SN": real_SN.to(self.device)}
         output: BiTuningOutput = network(**inputs)
         return output
 
-    def collaborative(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def collaborative(self, metas: Sequence[Meta]) -> tuple[Tensor, Tensor]:
         assert self.states is not None
-        if not indices:
+        if not metas:
             return torch.zeros(1, 1, self.states.width), torch.ones(1, 1, dtype=torch.bool)
-        return self.states.of([self.history_of(index) for index in indices])
+        return self.states.of([meta["history"] for meta in metas])
 
 
 class LaserLoss:
@@ -65,10 +68,11 @@ class LaserLoss:
 
     def loss(self, model: Any, row: PackedRow) -> Tensor:
         assert self.items_IH is not None
-        output = self.reader.read(model, row)
-        if not row.sample_indices:
+        metas = self.reader.metas(row.sample_indices)
+        output = self.reader.read(model, row, metas)
+        if not metas:
             return nothing(output)
-        targets_S = torch.tensor([self.reader.target_of(index) for index in row.sample_indices])
+        targets_S = torch.tensor([meta["target"] for meta in metas])
         settings = self.settings
         losses = laser_losses(
             output,

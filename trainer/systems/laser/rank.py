@@ -28,10 +28,10 @@ from recloom.trainer.systems.laser.network import load_weights, make_network, re
 from recloom.trainer.systems.laser.objective import RowReader
 from recloom.trainer.systems.laser.parameters import empty_llm
 from recloom.trainer.systems.laser.settings import LaserConfig
-from recloom.trainer.systems.laser.states import load_states
+from recloom.trainer.systems.laser.states import States, method_states
 from recloom.trainer.systems.laser.task import Task, load_task
 from recloom.trainer.systems.laser.texts import make_renderer
-from recloom.trainer.systems.laser.training import model_folder, recommender_width
+from recloom.trainer.systems.laser.training import model_folder
 
 SHOWN = 10  # items of each user's list that are kept
 
@@ -40,8 +40,9 @@ def run_rank(run: Run[LaserConfig]) -> None:
     """Every method, with Hugging Face in this process."""
     task = load_task(run)
     for method in asked_methods(run.config):
-        folder = rank_folder(run, method)
-        embed(load_network(run, method), test_reader(run, method), run.config.embed, folder, method.name)
+        states, folder = method_states(run, method), rank_folder(run, method)
+        network, reader = load_network(run, method, states), test_reader(run, states)
+        embed(network, reader, run.config.embed, folder, method.name)
         keep_ranking(run, task, method)
 
 
@@ -62,14 +63,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_reader(run: Run[LaserConfig], method: Method) -> RowReader:
-    states = load_states(run) if method.prefix == "mformer" else None
+def test_reader(run: Run[LaserConfig], states: States | None) -> RowReader:
     texts = run.path("texts/test")
     read_manifest(texts, verify=True)
     return RowReader(ShardReader(texts), states, device())
 
 
-def load_network(run: Run[LaserConfig], method: Method) -> BiTuning:
+def load_network(run: Run[LaserConfig], method: Method, states: States | None) -> BiTuning:
     """The trained network around the LLM, in the training's number format, for evaluation."""
     from transformers import AutoModelForCausalLM
 
@@ -80,22 +80,22 @@ def load_network(run: Run[LaserConfig], method: Method) -> BiTuning:
             dtype=getattr(torch, model.dtype),
             attn_implementation=model.attention,
         )
-    return trained_around(run, method, llm).to(device())
+    return trained_around(run, method, states, llm).to(device())
 
 
-def load_parts(run: Run[LaserConfig], method: Method) -> BiTuning:
+def load_parts(run: Run[LaserConfig], method: Method, states: States | None) -> BiTuning:
     """What was trained, alone: the LLM inside has shapes but no weights."""
-    return trained_around(run, method, empty_llm(resolve_model(run.config.model.path, run.cache)))
+    return trained_around(run, method, states, empty_llm(resolve_model(run.config.model.path, run.cache)))
 
 
-def trained_around(run: Run[LaserConfig], method: Method, llm: Any) -> BiTuning:
+def trained_around(run: Run[LaserConfig], method: Method, states: States | None, llm: Any) -> BiTuning:
     """All that is trained is loaded, so where it started from does not matter."""
     config, folder = run.config, final_folder(run, method)
     network = make_network(
         llm.base_model,
         method,
         config.bitune,
-        recommender_width(run, method),
+        0 if states is None else states.width,
         1.0,
         torch.zeros(llm.get_input_embeddings().embedding_dim),
         make_renderer(run).eos_id,

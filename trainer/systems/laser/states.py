@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -19,6 +18,7 @@ from recloom.trainer.collaborative.base import Backbone
 from recloom.trainer.collaborative.data import pad_histories
 from recloom.trainer.collaborative.registry import load_backbone
 from recloom.trainer.stages import Run
+from recloom.trainer.systems.laser.methods import Method
 from recloom.trainer.systems.laser.settings import LaserConfig
 from recloom.trainer.systems.laser.task import Task
 
@@ -111,10 +111,12 @@ def run_states(run: Run[LaserConfig], task: Task) -> None:
 
 def load_states(run: Run[LaserConfig]) -> States:
     """Raises UserError for a folder that is incomplete or damaged."""
-    return states_in(run.path(STATES), load_backbone(run.path(BACKBONE)), run.config.texts.history_items)
-
-
-def states_in(folder: Path, backbone: Backbone, history_items: int) -> States:
+    backbone, folder = load_backbone(run.path(BACKBONE)).requires_grad_(False), run.path(STATES)
     read_manifest(folder, verify=True)
     tensors = safetensors.torch.load_file(folder / FILE)
-    return States(backbone.requires_grad_(False), tensors["mean"], tensors["deviation"], history_items)
+    return States(backbone, tensors["mean"], tensors["deviation"], run.config.texts.history_items)
+
+
+def method_states(run: Run[LaserConfig], method: Method) -> States | None:
+    """None for a method without an M-Former, which reads none."""
+    return load_states(run) if method.prefix == "mformer" else None

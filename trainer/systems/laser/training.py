@@ -42,7 +42,7 @@ from recloom.trainer.systems.laser.methods import Method
 from recloom.trainer.systems.laser.network import load_weights, make_network, read_weights
 from recloom.trainer.systems.laser.objective import LaserLoss, RowReader
 from recloom.trainer.systems.laser.settings import LaserConfig, StageBlock
-from recloom.trainer.systems.laser.states import load_states
+from recloom.trainer.systems.laser.states import States, method_states
 from recloom.trainer.systems.laser.texts import make_renderer
 
 SHORTER = "lower texts.history_items or texts.title_words"
@@ -63,14 +63,15 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     torch.manual_seed(config.seed)
     texts = run.path("texts")
     check_shards(texts)
-    tokenizer = make_renderer(run).fingerprint()
+    renderer = make_renderer(run)
+    tokenizer = renderer.fingerprint()
     sources = {
         name: open_shards(texts / name, tokenizer, settings.context, SHORTER)
         for name in ("train", "items", "valid")
     }
-    states = load_states(run) if method.prefix == "mformer" else None
+    states = method_states(run, method)
     ds_config = deepspeed_json(config.model, settings, config.parallel, world_size)
-    engine = Engine(build(run, method, stage, ds_config, settings), ds_config)
+    engine = Engine(build(run, method, stage, ds_config, states, renderer.eos_id), ds_config)
     readers = {name: RowReader(source, states, engine.device) for name, source in sources.items()}
     objective = LaserLoss(readers["train"], config.bitune, experts_of(engine))
     stream = make_stream(settings, config.seed, sources["train"], rank, world_size)
@@ -105,34 +106,35 @@ def model_folder(run: Run[LaserConfig], method: Method, stage: int) -> Path:
 
 
 def build(
-    run: Run[LaserConfig], method: Method, stage: int, ds_config: DeepSpeedSettings, settings: StageBlock
+    run: Run[LaserConfig],
+    method: Method,
+    stage: int,
+    ds_config: DeepSpeedSettings,
+    states: States | None,
+    eos: int,
 ) -> BiTuning:
-    """The network with the weights that the stage starts from."""
+    """The network with the weights that the stage starts from. eos: id of the end token."""
     config = run.config
     llm = load_partitioned(
         resolve_model(config.model.path, run.cache),
         ds_config,
         config.model,
-        settings.gradient_checkpointing,
+        stage_settings(config, method, stage).gradient_checkpointing,
         frozen=True,
     )
     network = make_network(
         llm.base_model,
         method,
         config.bitune,
-        recommender_width(run, method),
+        0 if states is None else states.width,
         embedding_scale(llm),
         embedding_mean(llm),
-        make_renderer(run).eos_id,
+        eos,
     )
     start = start_folder(run, method, stage)
     if start is not None:
         load_weights(network, read_weights(start), start)
     return network
-
-
-def recommender_width(run: Run[LaserConfig], method: Method) -> int:
-    return load_states(run).width if method.prefix == "mformer" else 0
 
 
 def start_folder(run: Run[LaserConfig], method: Method, stage: int) -> Path | None:

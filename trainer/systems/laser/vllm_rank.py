@@ -27,6 +27,7 @@ from recloom.trainer.systems.laser.methods import Method, asked_methods
 from recloom.trainer.systems.laser.objective import RowReader
 from recloom.trainer.systems.laser.rank import keep_ranking, load_parts, rank_folder, test_reader
 from recloom.trainer.systems.laser.settings import LaserConfig
+from recloom.trainer.systems.laser.states import method_states
 from recloom.trainer.systems.laser.task import load_task
 
 CHUNK = 256  # users whose prefixes are computed at once
@@ -52,7 +53,8 @@ def requests_of(run: Run[LaserConfig], method: Method, users: Sequence[int]) -> 
     A rows file that is there is an interrupted pass's, of the same weights: one that another number of
     threads had rounded otherwise would make that pass start over.
     """
-    network, reader = load_parts(run, method), test_reader(run, method)
+    states = method_states(run, method)
+    network, reader = load_parts(run, method, states), test_reader(run, states)
     path = run.path(f"rank/{method.key}.rows.safetensors")
     if not path.is_file():
         write_rows(path, network, reader)
@@ -81,7 +83,7 @@ def prefixes(network: BiTuning, reader: RowReader) -> Iterator[Tensor]:
         yield network.prefix_LH
     if network.mformer is not None:
         for chunk in chunks_of(len(reader.source), CHUNK):
-            prefix_SLH = network.mformer(*reader.collaborative(list(chunk))).prefix_BLH
+            prefix_SLH = network.mformer(*reader.collaborative(reader.metas(chunk))).prefix_BLH
             yield prefix_SLH.flatten(0, 1)
 
 
