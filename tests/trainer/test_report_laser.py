@@ -23,14 +23,13 @@ from recloom.launcher.cli import main
 from recloom.trainer.collaborative.registry import backbone_module, backbone_names
 from recloom.trainer.config_io import config_dict
 from recloom.trainer.report import plots
-from recloom.trainer.report.bituning import COLLAPSED, bituning, make_stage, validation_values
+from recloom.trainer.report.bituning import bituning, make_stage, validation_values
 from recloom.trainer.report.compare import comparison, paper_tables
 from recloom.trainer.report.html import render, write_report
 from recloom.trainer.report.plots import LINES, OURS, line_of, loss_plot
 from recloom.trainer.report.read import RunRecord, read_run
 from recloom.trainer.report.systems.laser import BACKBONES, METHODS, TRAINED, VIEW, variant
 from recloom.trainer.report.tables import results_table
-from recloom.trainer.systems.laser.losses import COLLAPSED_SHARE
 from recloom.trainer.systems.laser.methods import METHODS as OF_THE_SYSTEM
 
 OWN = [name for name in METHODS if name not in BACKBONES]
@@ -151,7 +150,6 @@ def test_no_expert_took_all(page: str) -> None:
 
 def test_a_collapse_is_told(tmp_path: Path) -> None:
     """Of the epoch's users, not of its steps, and from the share on that the training warns of."""
-    assert COLLAPSED == COLLAPSED_SHARE
     page = render(read_run(write_laser_folder(tmp_path / "in", busy=0.9)))
     told = unescape(re.sub(r"\s+", " ", section(page).split('id="collapse"')[1].split("</p>")[0]))
     assert "Laser, stage 1: expert 1 took 90 % of epoch 3's users." in told

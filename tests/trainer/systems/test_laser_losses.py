@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recloom.kernels import catalog_softmax as op
+from recloom.trainer.expert_load import collapsed_expert
 from recloom.trainer.systems.laser.bituning import BiTuningOutput
 from recloom.trainer.systems.laser.losses import (
     balance_losses,
-    collapsed,
     contrastive_losses,
-    expert_load,
     laser_losses,
 )
 from recloom.trainer.systems.laser.router import Router, RouterStatistics
@@ -140,17 +140,14 @@ def test_balance_alone_evens_the_scores_of_users_of_several_kinds() -> None:
         optimizer.step()
     after = router(C_SND, mask_SN)
     assert balance_losses(before).mean() > 2.5 and balance_losses(after).mean() < 1.1
-    assert collapsed(expert_load(before)) and not collapsed(expert_load(after))
+    shares = [router.chosen_B.bincount(minlength=4) / 200 for router in (before, after)]
+    assert [collapsed_expert(share_K.tolist()) for share_K in shares] == [0, None]
 
 
-def test_load_and_collapse() -> None:
-    router = make_router(
-        [[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1], [0.6, 0.3, 0.1]], [[0, 0, 1]] * 4
-    )
-    assert expert_load(router).tolist() == pytest.approx([0.75, 0.25, 0.0])
-    assert not collapsed(expert_load(router))
-    assert collapsed(torch.tensor([0.02, 0.95, 0.03])) and not collapsed(torch.tensor([0.5, 0.5]))
-    assert not collapsed(torch.tensor([1.0])), "one expert has nothing to share"
+def test_collapse() -> None:
+    assert collapsed_expert([0.02, 0.95, 0.03]) == 1 and collapsed_expert(np.array([0.1, 0.9])) == 1
+    assert collapsed_expert([0.75, 0.25, 0.0]) is None
+    assert collapsed_expert([1.0]) is None, "one expert has nothing to share"
 
 
 @settings(max_examples=40)

@@ -18,11 +18,12 @@ from recloom.trainer.config_io import build_config
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.laser.settings import LaserConfig, TextsBlock
 from recloom.trainer.systems.laser.task import Example, load_task
-from recloom.trainer.systems.laser.texts import PARTS, Writer, details_of, run_texts
+from recloom.trainer.systems.laser.texts import LEARNED_PARTS, Writer, details_of, run_texts
 
 TITLES = ("Red  thing", "Blue thing of three words", "Grey", "Grey", "Last\none")
 BRANDS = ("Acme Tools Inc", None, "  ", "Acme", "Bolt")
 CATEGORIES = ("Tools|Hand Tools", "Tools", None, "Toys", "a|")
+PARTS = (*LEARNED_PARTS, "test")
 PRICES = ("1", "2", "3", "4", "5")
 
 
@@ -131,7 +132,7 @@ def run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Run[Laser
     folder = tmp_path_factory.mktemp("run")
     run = Run(config, folder, folder / "cache")
     tables().save(run.path("data/tables"))
-    run_texts(run)
+    run_texts(run, PARTS)
     return run
 
 

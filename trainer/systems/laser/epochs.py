@@ -20,9 +20,9 @@ from recloom.kernels.full_rank import full_rank
 from recloom.trainer import metrics
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.metrics_log import MetricsLog
+from recloom.trainer.expert_load import collapsed_expert
 from recloom.trainer.loop import Loop, StepRecord
 from recloom.trainer.systems.laser.embedding import embed, from_first, is_first, write_vectors
-from recloom.trainer.systems.laser.losses import COLLAPSED_SHARE
 from recloom.trainer.systems.laser.network import save_weights
 from recloom.trainer.systems.laser.objective import LaserLoss, RowReader
 from recloom.trainer.systems.laser.settings import EmbedBlock
@@ -139,13 +139,14 @@ class Epochs(Callback):
 
     def warn_of_collapse(self, loop: Loop) -> None:
         total = sum(self.load)
-        if loop.rank or len(self.load) < 2 or total == 0:
+        if loop.rank or total == 0:
             return
-        share, expert = max((load / total, expert) for expert, load in enumerate(self.load))
-        if share >= COLLAPSED_SHARE:
+        shares = [load / total for load in self.load]
+        expert = collapsed_expert(shares)
+        if expert is not None:
             print(
-                f"{self.label}: expert {expert} took {share:.0%} of the users of epoch {loop.closed}, the "
-                "others learn next to nothing: raise bitune.balance_weight, or set "
+                f"{self.label}: expert {expert} took {shares[expert]:.0%} of the users of epoch "
+                f"{loop.closed}, the others learn next to nothing: raise bitune.balance_weight, or set "
                 "bitune.balance_over to row.",
                 flush=True,
             )

@@ -16,7 +16,6 @@ from recloom.kernels.catalog_softmax import catalog_softmax
 from recloom.trainer.systems.laser.bituning import BiTuningOutput
 from recloom.trainer.systems.laser.router import RouterStatistics
 
-COLLAPSED_SHARE = 0.9
 BalanceOver = Literal["user", "row"]
 
 
@@ -68,14 +67,3 @@ def balance_losses(router: RouterStatistics, over: BalanceOver = "user") -> Tens
         dispatched_BK = dispatched_BK.mean(0, keepdim=True).expand_as(dispatched_BK)
         scores_BK = scores_BK.mean(0, keepdim=True).expand_as(scores_BK)
     return scores_BK.shape[1] * (dispatched_BK * scores_BK).sum(1)
-
-
-def expert_load(router: RouterStatistics) -> Tensor:
-    """Share of the users that each expert takes, (K,)."""
-    experts = router.scores_BK.shape[1]
-    return router.chosen_B.bincount(minlength=experts) / len(router.chosen_B)
-
-
-def collapsed(load_K: Tensor) -> bool:
-    """Whether one of several experts takes nine users of ten or more. Give it the load of many users."""
-    return len(load_K) > 1 and float(load_K.max()) >= COLLAPSED_SHARE

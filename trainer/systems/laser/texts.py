@@ -23,7 +23,6 @@ from recloom.trainer.systems.laser.task import Example, load_task
 
 PAPER_ATTRIBUTES = ("brand", "category")
 LEARNED_PARTS = ("items", "train", "valid")
-PARTS = (*LEARNED_PARTS, "test")
 SAMPLES_PER_SHARD = 2000
 
 
@@ -71,7 +70,7 @@ def make_renderer(run: Run[LaserConfig]) -> Renderer:
     return Renderer(load_tokenizer(resolve_model(run.config.model.path, run.cache)))
 
 
-def run_texts(run: Run[LaserConfig], names: Sequence[str] = PARTS) -> None:
+def run_texts(run: Run[LaserConfig], names: Sequence[str]) -> None:
     """Write some of the four parts; a sample's meta holds its items and its target."""
     task, renderer = load_task(run), make_renderer(run)
     writer = Writer(run.config.texts, task.tables)
