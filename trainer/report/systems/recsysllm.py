@@ -57,16 +57,25 @@ def variant(config: Mapping[str, Any]) -> str:
 
 VIEW = SystemView(
     title="RecSysLLM",
-    lead="A language model ({model}) learned to fill blanks in texts that were written from tables: users,
-    what " "they took, ratings and reviews. Items are whole units there, masked and numbered as such. Does it
-    then " "recommend, rate, explain and summarise? Measured on interactions that no model saw in training.",
-    measures="Sequential: a beam search over the titles of the whole catalogue; direct: over the candidates'
-    titles. " "H@k is the share of users whose test item is among the first k, N@k (NDCG) counts a hit for
-    more the " "higher it stands. RMSE and MAE are errors of predicted ratings, in stars. BLEU and ROUGE
-    compare " "generated texts with the user's own, in percent.", methods=METHODS, ours=("RecSysLLM",
-    "RecSysLLM *"), rivals=("Base",), beside=(), note="Here, mean ± standard deviation over seeds (paper). *
-    asked by a prompt that no training saw.", needed={"results.jsonl": "evaluate", "per_user.parquet":
-    "evaluate", "tune": "pretrain"}, optional=(), sections=("training.html", "stages.html"),
-    purposes=(("topk", "ranking"), ("rating", "rating, texts")), training_title="Blank infilling",
-    headline="ROUGE-L", backbones=BACKBONES, model_names=TRAINED, variant=variant,
+    lead="A language model ({model}) learned to fill blanks in texts that were written from tables: users, "
+    "what they took, ratings and reviews. Items are whole units there, masked and numbered as such. Does it "
+    "then recommend, rate, explain and summarise? Measured on interactions that no model saw in training.",
+    measures="Sequential: a beam search over the titles of the whole catalogue; direct: over the candidates' "
+    "titles. H@k is the share of users whose test item is among the first k, N@k (NDCG) counts a hit for "
+    "more the higher it stands. RMSE and MAE are errors of predicted ratings, in stars. BLEU and ROUGE compare "
+    "generated texts with the user's own, in percent.",
+    methods=METHODS,
+    ours=("RecSysLLM", "RecSysLLM *"),
+    rivals=("Base",),
+    beside=(),
+    note="Here, mean ± standard deviation over seeds (paper). * asked by a prompt that no training saw.",
+    needed={"results.jsonl": "evaluate", "per_user.parquet": "evaluate", "tune": "pretrain"},
+    optional=(),
+    sections=("training.html", "stages.html"),
+    purposes=(("topk", "ranking"), ("rating", "rating, texts")),
+    training_title="Blank infilling",
+    headline="ROUGE-L",
+    backbones=BACKBONES,
+    model_names=TRAINED,
+    variant=variant,
 )

@@ -109,8 +109,9 @@ def write_part(samples: Iterator[Sample], renderer: Renderer, folder: Path, **fi
     manifest = write_shards(once_each(samples), renderer, folder, SAMPLES_PER_SHARD, **fields)
     lengths = np.load(folder / "lengths.npy")[:, 0]
     print(
-        f"{folder.parent.name} {folder.name}: {manifest['num_samples']:,} samples, {lengths.mean():.0f} tokens
-        " f"each, longest {lengths.max():,}", flush=True,
+        f"{folder.parent.name} {folder.name}: {manifest['num_samples']:,} samples, {lengths.mean():.0f} "
+        f"tokens each, longest {lengths.max():,}",
+        flush=True,
     )
 
 

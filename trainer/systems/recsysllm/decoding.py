@@ -261,10 +261,13 @@ class InfillScorer(ModelScorer):
         return hidden_RWH
 
     def columns(self, run: Run) -> Columns:
-        """A run's tokens with their ids; the prompt, which is part A and [START], comes with the first
-        pass.""" question = self.questions[run.request] num_a, first = len(question.ids), len(run.past) places
-        = range(first, first + len(run.tokens)) ids = [question.ids[x] if x < num_a else run.tokens[x - first]
-        for x in places] blank = question.blanks[0] if not question.is_2d:
+        """A run's tokens with their ids; with the first pass comes the prompt: part A and [START]."""
+        question = self.questions[run.request]
+        num_a, first = len(question.ids), len(run.past)
+        places = range(first, first + len(run.tokens))
+        ids = [question.ids[x] if x < num_a else run.tokens[x - first] for x in places]
+        blank = question.blanks[0]
+        if not question.is_2d:
             return Columns(ids, list(places), [0] * len(ids))
         inter = [question.inter[x] if x < num_a else blank for x in places]
         intra = [question.intra[x] if x < num_a else x - num_a + 1 for x in places]

@@ -90,7 +90,7 @@ class PretrainBlock(TrainingBlock):
     table_rate: float = Field(
         default=10.0,
         gt=0,
-        description="How many times faster than the model the new tables learn: the intra rows start at zero.",
+        description="How many times faster than the model the tables learn: the intra rows start at zero.",
     )
     lora: LoraBlock | None = Field(default=None, description="Empty: all weights are trained.")
 
