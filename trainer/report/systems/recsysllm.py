@@ -62,8 +62,8 @@ VIEW = SystemView(
     "then recommend, rate, explain and summarise? Measured on interactions that no model saw in training.",
     measures="Sequential: a beam search over the titles of the whole catalogue; direct: over the candidates' "
     "titles. H@k is the share of users whose test item is among the first k, N@k (NDCG) counts a hit for "
-    "more the higher it stands. RMSE and MAE are errors of predicted ratings, in stars. BLEU and ROUGE compare "
-    "generated texts with the user's own, in percent.",
+    "more the higher it stands. RMSE and MAE are errors of predicted ratings, in stars. BLEU and ROUGE "
+    "compare generated texts with the user's own, in percent.",
     methods=METHODS,
     ours=("RecSysLLM", "RecSysLLM *"),
     rivals=("Base",),
