@@ -40,6 +40,10 @@ setup(
         "accelerate",  # transformers reads GGUF files through it
         "peft",  # low-rank adaptation, the baseline of A-LLMRec
         "gguf",
+        "sentencepiece",  # tokenizer.model files, read and trained
+        "protobuf",  # what is in a tokenizer.model
+        "sacrebleu",  # BLEU of explanations and summaries
+        "rouge-score",
         "faiss-cpu",  # the index of item vectors that Laser exports
         "pydantic>=2.12",
         "pyyaml",
