@@ -85,6 +85,9 @@ def make_network(
         adapt(llm, settings.lora)
     network = BlankInfiller(llm, sizes)
     network.start_marks(embedding_mean(llm), embedding_row(llm, end_id), embedding_scale(llm), config.seed)
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # the engine wants one number format; it keeps its own float32 copies
+            parameter.data = parameter.data.to(llm.dtype)
     return network
 
 
