@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
-import time
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from killed_pass import Chunks, Killer, assert_chunks_were_kept, chunks, embeds
 
 from recloom.data_shards.artifacts import file_sha256
 from recloom.data_shards.errors import UserError
@@ -99,8 +101,8 @@ class Pass:
 
     sound: list[Answer]
     faulty: list[Answer]
-    before: dict[Path, tuple[int, str]]
-    after: dict[Path, tuple[int, str]]
+    before: Chunks
+    after: Chunks
 
 
 @pytest.fixture(scope="module")
@@ -117,27 +119,6 @@ def done(tiny_llama: Path, out: Path, sound: list[Request], faulty: dict[str, Re
     return Pass(answers[: len(sound)], answers[len(sound) :], killer.before, chunks(out))
 
 
-class Killer(threading.Thread):
-    """Kills the worker of the pass in `out` as soon as two chunks stand."""
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(daemon=True)
-        self.out = out
-        self.before: dict[Path, tuple[int, str]] = {}
-
-    def run(self) -> None:
-        while len(standing := chunks(self.out)) < 2:
-            time.sleep(0.005)
-        (worker,) = (p for p in psutil.Process().children() if str(self.out) in p.cmdline())
-        worker.kill()
-        self.before = standing
-
-
-def chunks(out: Path) -> dict[Path, tuple[int, str]]:
-    """Committed chunks with their time and content."""
-    return {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in sorted(out.glob("chunk-*.jsonl"))}
-
-
 @torch.no_grad()
 def last_states(model: Path, requests: list[Request], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Hugging Face's last hidden state at the end of each prompt (S, H)."""
@@ -146,11 +127,7 @@ def last_states(model: Path, requests: list[Request], dtype: torch.dtype = torch
     llm: Any = AutoModel.from_pretrained(model, dtype=dtype).eval()
     found = []
     for request in requests:
-        embeds_LH = llm.get_input_embeddings().weight.detach()[list(request.prompt_ids)]
-        if request.soft is not None:
-            rows_NH = load_file(request.soft.file)["rows"].to(dtype)
-            embeds_LH[list(request.soft.positions)] = rows_NH[list(request.soft.rows)]
-        found.append(llm(inputs_embeds=embeds_LH[None]).last_hidden_state[0, -1].float())
+        found.append(llm(inputs_embeds=embeds(llm, request)).last_hidden_state[0, -1].float())
     return torch.stack(found)
 
 
@@ -180,8 +157,7 @@ def test_faulty_requests_are_refused_and_the_others_answered(done: Pass, faulty:
 
 
 def test_a_killed_pass_keeps_its_chunks(done: Pass) -> None:
-    assert 2 <= len(done.before) < len(done.after)
-    assert done.before.items() <= done.after.items()
+    assert_chunks_were_kept(done.before, done.after)
 
 
 def test_a_finished_pass_starts_no_engine(

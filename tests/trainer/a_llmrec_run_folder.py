@@ -5,21 +5,20 @@ Shapes: N users asked.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_files import NUM_USERS, asked_users, card, write_frame, write_lines
 
-from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
+from recloom.data_shards.artifacts import atomic_write_json
 from recloom.data_shards.cards import AMAZON
 from recloom.trainer import metrics
 from recloom.trainer.config import RunConfig
-from recloom.trainer.config_io import build_config, dump_config
-from recloom.trainer.results import AskedUsers, Results
+from recloom.trainer.config_io import build_config
+from recloom.trainer.results import Results
 
 BEAUTY = "Amazon 2018 Luxury Beauty"
-NUM_USERS = 60
 SKILL = {
     "Base": 3.0,
     "LLM-only": 0.4,
@@ -61,27 +60,6 @@ def make_config(**changes: Any) -> RunConfig:
     return build_config({**raw, **changes}, "fixture.yaml")
 
 
-def card(dataset: str) -> dict[str, Any]:
-    measured = {"users": 60, "items": 40, "interactions": 480, "density": 0.2}
-    paper_table = AMAZON[dataset][0] if dataset in AMAZON else "A table"
-    return {
-        "name": dataset,
-        "measured": measured,
-        "average_length": 8.0,
-        "tasks": {"topk": {"train": 360, "valid": 60, "test": 60}},
-        "paper": None,
-        "paper_table": paper_table,
-    }
-
-
-def asked_users(config: RunConfig, scenario: str, size: int, protocol: str) -> AskedUsers:
-    """The first users, in one scenario."""
-    (task,) = config.backbones.tasks
-    groups, count_U = {scenario: np.ones(size, bool)}, 3 + np.arange(NUM_USERS) % 9
-    backbone = getattr(config.backbones, task).model
-    return AskedUsers(task, backbone, protocol, np.arange(size), count_U, groups)
-
-
 def measured(method: str, ranks_N: np.ndarray, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
     """What the stage `evaluate` measures of a method."""
     found = metrics.topk_metrics(ranks_N, ks)
@@ -110,15 +88,11 @@ def write_a_llmrec_folder(
         for method, skill in SKILL.items():
             ranks_N = np.minimum(20, np.ceil(shared_N / skill + rng.exponential(0.4, size)))
             results.add(asked, method, measured(method, ranks_N, ks))
-    atomic_write_text(folder / "config.yaml", dump_config(config))
-    atomic_write_json(folder / "env.json", {"python": "3.11.2", "cpu_cores": 2, "packages": {"torch": "2"}})
-    atomic_write_json(folder / "data" / "card.json", card(dataset))
+    paper_table = AMAZON[dataset][0] if dataset in AMAZON else "A table"
+    write_frame(folder, config, {**card(dataset, 40, 0.2), "paper_table": paper_table}, SECONDS)
     results.write(folder)
     atomic_write_json(folder / "times.json", TIMES)
     write_curves(folder)
-    for name, seconds in SECONDS.items():
-        marker = {"stage": name, "title": name, "digest": "0", "outputs": {}, "seconds": seconds}
-        atomic_write_json(folder / "stages" / f"{name}.json", marker)
     return folder
 
 
@@ -161,7 +135,3 @@ def write_genres(folder: Path) -> None:
         for method, name in (("llm_only", "nobody"), ("a_llmrec", "somebody"))
     ]
     write_lines(folder / "genres.jsonl", answers)
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from a_llmrec_run_folder import asked_users, write_lines
+from run_files import NUM_USERS, asked_users, card, write_frame, write_lines
 
-from recloom.data_shards.artifacts import atomic_write_json, atomic_write_text
+from recloom.data_shards.artifacts import atomic_write_json
 from recloom.trainer.config import RunConfig
-from recloom.trainer.config_io import build_config, dump_config
+from recloom.trainer.config_io import build_config
 from recloom.trainer.metrics import one_target_metrics
 from recloom.trainer.results import Results
 
 SCIENTIFIC = "Amazon 2018 Industrial and Scientific"
-NUM_USERS, NUM_ITEMS = 60, 400
+NUM_ITEMS = 400
 SKILL = {
     "Base": 2.0,
     "sasrec": 2.4,
@@ -60,16 +60,6 @@ def make_config(**changes: Any) -> RunConfig:
     return build_config({**raw, **changes}, "fixture.yaml")
 
 
-def card(dataset: str) -> dict[str, Any]:
-    return {
-        "name": dataset,
-        "measured": {"users": 60, "items": NUM_ITEMS, "interactions": 480, "density": 0.02},
-        "average_length": 8.0,
-        "tasks": {"topk": {"train": 360, "valid": 60, "test": 60}},
-        "paper": None,
-    }
-
-
 def write_laser_folder(
     folder: Path, dataset: str = SCIENTIFIC, seed: int = 2024, busy: float = 0.4, **changes: Any
 ) -> Path:
@@ -85,16 +75,11 @@ def write_laser_folder(
         for method, skill in SKILL.items():
             ranks_N = np.ceil(shared_N / skill + rng.exponential(2.0, size))
             results.add(asked, method, one_target_metrics(ranks_N, (10,)))
-    atomic_write_text(folder / "config.yaml", dump_config(config))
-    atomic_write_json(folder / "env.json", {"python": "3.11.2", "cpu_cores": 2, "packages": {"torch": "2"}})
-    atomic_write_json(folder / "data" / "card.json", card(dataset))
+    write_frame(folder, config, card(dataset, NUM_ITEMS, 0.02), SECONDS)
     results.write(folder)
     atomic_write_json(folder / "parameters.json", PARAMETERS)
     for name in VALIDATION:
         write_lines(folder / "tune" / name / "metrics.jsonl", curve(name, busy))
-    for name, seconds in SECONDS.items():
-        marker = {"stage": name, "title": name, "digest": "0", "outputs": {}, "seconds": seconds}
-        atomic_write_json(folder / "stages" / f"{name}.json", marker)
     return folder
 
 

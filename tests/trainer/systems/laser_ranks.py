@@ -13,8 +13,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from random_llm import random_llm
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
 
 from recloom.trainer.config import ParallelBlock
 from recloom.trainer.engine import start_ranks
@@ -30,17 +30,7 @@ Part = dict[str, Any]
 
 
 def make_model(kind: str, pooling: Pooling) -> BiTuning:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.2,
-        attn_implementation=PACKED,
-    )
-    llm = LlamaModel(config)
+    llm = random_llm(PACKED, vocab_size=VOCABULARY, hidden_size=HIDDEN)
     prefix: Any = MFormer(SETTINGS, WIDTH, HIDDEN) if kind == "mformer" else torch.randn(3, HIDDEN)
     return BiTuning(llm, prefix, pooling, llm.embed_tokens.weight.mean(0), EOS)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from recloom.trainer.config_io import ConfigError, build_config, config_dict, dump_config, parse_yaml
+sys.path.insert(0, str(Path(__file__).parent))
+
+from yaml_settings import read_as, sentences
+
+from recloom.trainer.config_io import build_config, config_dict, dump_config, parse_yaml
 from recloom.trainer.config_schema import schema_for
 from recloom.trainer.systems.a_llmrec.alignment import PROFILES
 from recloom.trainer.systems.a_llmrec.settings import STAGE_2, TEXT_STYLE, ALLMRecConfig
@@ -25,18 +29,12 @@ PLAIN: dict[str, Any] = {
 
 def read(**changes: Any) -> ALLMRecConfig:
     """PLAIN with these top-level settings in place of its own, by way of YAML text."""
-    config = build_config(parse_yaml(yaml.safe_dump(PLAIN | changes)), "test")
-    assert isinstance(config, ALLMRecConfig)
-    return config
+    return read_as(ALLMRecConfig, PLAIN | changes)
 
 
 def problems(**changes: Any) -> list[str]:
     """The sentences of a refused config."""
-    with pytest.raises(ConfigError) as caught:
-        read(**changes)
-    lines = str(caught.value).split("\n")
-    assert all(line.endswith((".", "?")) and not line.endswith("..") for line in lines), lines
-    return [line.removeprefix("test: ") for line in lines]
+    return sentences(lambda: read(**changes))
 
 
 def test_every_system_with_settings_is_known_by_its_name() -> None:

@@ -18,17 +18,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_llm import random_llm
+from ranks import run_ranks
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.stream import build_row
 from recloom.trainer.packed_attention import PACKED
 from recloom.trainer.systems.laser.bituning import BiTuning, BiTuningOutput, Pooling
 from recloom.trainer.systems.laser.mformer import MFormer, MFormerSettings
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from ranks import run_ranks  # noqa: E402
 
 VOCABULARY, H, D, EOS = 50, 16, 5, 2
 SETTINGS = MFormerSettings(experts=3, tokens=2, blocks=2, hidden=8, heads=2)
@@ -44,18 +46,7 @@ CASES = [
 @cache
 def make_llm(attention: str) -> LlamaModel:
     """The same random weights for each attention; shared, because nobody may change it."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=H,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        attn_implementation=attention,
-    )
-    return LlamaModel(config).double().eval()
+    return random_llm(attention, vocab_size=VOCABULARY, hidden_size=H).double().eval()
 
 
 def make_bituning(attention: str, kind: str, pooling: Pooling, llm: Any = None) -> BiTuning:

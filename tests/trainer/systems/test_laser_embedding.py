@@ -5,6 +5,7 @@ Shapes: N texts, H width of the LLM, D width of the recommender.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_llm import random_llm
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.stream import build_row
@@ -59,18 +63,7 @@ class Texts:
 
 @cache
 def network(name: MethodName = "laser") -> BiTuning:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=H,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        attn_implementation=PACKED,
-    )
-    llm = LlamaModel(config)
+    llm = random_llm(PACKED, vocab_size=VOCABULARY, hidden_size=H)
     mean_H = llm.embed_tokens.weight.detach().mean(0)
     return make_network(llm, METHODS[name], BITUNE, D, 0.3, mean_H, EOS).eval()
 
@@ -247,3 +240,14 @@ def test_an_empty_row_is_read(tmp_path: Path) -> None:
     """Ranks without a text of their own go through the same network."""
     output = reader_of(Texts()).read(network(), build_row(Texts(), []))
     assert output.states_SH.shape == (1, H) and output.router is not None
+
+
+def test_a_row_whose_samples_are_told_reads_them_no_more() -> None:
+    texts = Texts()
+    reader, row = reader_of(texts), build_row(texts, [3, 0, 7])
+    with torch.no_grad():
+        want = reader.read(network(), row)
+        metas = reader.metas(row.sample_indices)
+        texts.record = None  # type: ignore[assignment]
+        got = reader.read(network(), row, metas)
+    assert torch.equal(got.states_SH, want.states_SH)

@@ -5,13 +5,18 @@ Shapes: D width of the recommender, H width of the LLM.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_llm import random_llm
 
 from recloom.data_shards.artifacts import write_manifest
 from recloom.data_shards.errors import UserError
@@ -42,11 +47,7 @@ TRAINED: dict[MethodName, set[str]] = {
 
 
 def make_llm() -> LlamaModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=H, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
-    )
-    return LlamaModel(config)
+    return random_llm("sdpa", hidden_size=H)
 
 
 def built(name: MethodName, seed: int = 1, width: int = D, **changes: Any) -> BiTuning:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from yaml_settings import read_as, sentences
 
 from recloom.trainer.collaborative import bert4rec
-from recloom.trainer.config_io import ConfigError, build_config, parse_yaml
 from recloom.trainer.stages import Stage
 from recloom.trainer.systems.laser.methods import METHODS
 from recloom.trainer.systems.laser.settings import LaserConfig, MethodName, Pooling
@@ -26,18 +30,12 @@ ALL = list(get_args(MethodName))
 
 def read(**changes: Any) -> LaserConfig:
     """PLAIN with these top-level settings in place of its own, by way of YAML text."""
-    config = build_config(parse_yaml(yaml.safe_dump(PLAIN | changes)), "test")
-    assert isinstance(config, LaserConfig)
-    return config
+    return read_as(LaserConfig, PLAIN | changes)
 
 
 def problems(**changes: Any) -> list[str]:
     """The sentences of a refused config."""
-    with pytest.raises(ConfigError) as caught:
-        read(**changes)
-    lines = str(caught.value).split("\n")
-    assert all(line.endswith((".", "?")) and not line.endswith("..") for line in lines), lines
-    return [line.removeprefix("test: ") for line in lines]
+    return sentences(lambda: read(**changes))
 
 
 def stages(**changes: Any) -> dict[str, Stage]:
