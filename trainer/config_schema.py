@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from recloom.data_shards.sources.registry import source_module, source_names
 from recloom.trainer.collaborative.registry import backbone_module, backbone_names
@@ -24,11 +24,13 @@ class OpenRunConfig(RunConfig):
 def schema_for(raw: dict[str, Any]) -> type[RunConfig]:
     """The schema that fits the names in `raw`."""
     base = system_schema(raw.get("system"))
+    backbones = backbones_schema(raw.get("backbones"))
+    is_needed = base.model_fields["backbones"].is_required()
     return create_model(
         base.__name__,
         __base__=base,
         data=(source_schema(raw.get("data")), ...),
-        backbones=(backbones_schema(raw.get("backbones")), ...),
+        backbones=(backbones, ... if is_needed else Field(default_factory=backbones)),
     )
 
 
