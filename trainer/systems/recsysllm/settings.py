@@ -111,7 +111,9 @@ class AskBlock(Block):
         default=False, description="Also ask for items without the trie: one greedy answer, any text."
     )
     max_tokens: PositiveInt = Field(default=48, description="Longest free answer.")
-    batch: PositiveInt = Field(default=16, description="Questions answered together.")
+    batch: PositiveInt = Field(
+        default=4, description="Questions answered together; memory grows with batch x beams pasts."
+    )
 
 
 class EvaluateBlock(Block):
