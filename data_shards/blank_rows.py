@@ -83,6 +83,7 @@ def behind_prefix(masked: Masked, prefix_ids: Sequence[int]) -> Masked:
         inter_T=np.concatenate([np.arange(count), masked.inter_T + count]),
         intra_T=np.concatenate([nothing, masked.intra_T]),
         num_a=masked.num_a + count,
+        spans=tuple((start + count, end + count) for start, end in masked.spans),
     )
 
 
