@@ -54,7 +54,31 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several, one table")
     report.add_argument("--markdown", action="store_true", help="print the comparison as Markdown")
+
+    tokenizer = commands.add_parser(
+        "tokenizer",
+        help="train a SentencePiece tokenizer for a model from scratch",
+        description="Train a SentencePiece tokenizer on text files or shards, for a model from scratch, and "
+        "write it as tokenizer.model and as the files that transformers reads.",
+    )
+    add_tokenizer_arguments(tokenizer)
     return made
+
+
+def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "corpus", type=Path, nargs="+", help=".txt files in UTF-8, folders of shards, or both, one or more"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the tokenizer goes")
+    parser.add_argument("--vocab-size", type=int, default=32000, help="pieces in all (default 32000)")
+    parser.add_argument("--type", choices=("bpe", "unigram"), default="bpe", help="algorithm (default bpe)")
+    parser.add_argument(
+        "--max-lines",
+        type=int,
+        default=2_000_000,
+        help="where there are more lines, draw this many: bounds the memory (default 2000000)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the tokenizer that is in the folder")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +112,8 @@ def dispatch(arguments: list[str]) -> int:
         return env_command()
     if options.command == "inspect":
         return inspect_command(options)
+    if options.command == "tokenizer":
+        return tokenizer_command(options)
     return report_command(options.runs, options.markdown)
 
 
@@ -129,6 +155,15 @@ def inspect_command(options: argparse.Namespace) -> int:
     from recloom.tools.inspect_path import describe
 
     print(describe(options.path, options.index, options.verify))
+    return 0
+
+
+def tokenizer_command(options: argparse.Namespace) -> int:
+    from recloom.tools.train_tokenizer import TokenizerSettings, train_tokenizer
+
+    settings = TokenizerSettings(options.type, options.vocab_size, options.max_lines)
+    manifest = train_tokenizer(options.corpus, options.out, settings, options.force)
+    print(f"{options.out}: {manifest['vocab_size']} pieces from {manifest['num_lines']} lines")
     return 0
 
 
