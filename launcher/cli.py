@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
         "write it as tokenizer.model and as the files that transformers reads.",
     )
     add_tokenizer_arguments(tokenizer)
+
+    model = commands.add_parser("new-model", help="a LLaMA with random weights, for a run from scratch")
+    add_model_arguments(model)
     return made
 
 
@@ -79,6 +82,16 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
         help="where there are more lines, draw this many: bounds the memory (default 2000000)",
     )
     parser.add_argument("--force", action="store_true", help="replace the tokenizer that is in the folder")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tokenizer", type=Path, help="a folder that holds a tokenizer")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
+    parser.add_argument("--layers", type=int, default=4, help="blocks (default 4)")
+    parser.add_argument("--hidden", type=int, default=256, help="width (default 256)")
+    parser.add_argument("--heads", type=int, default=4, help="heads of attention (default 4)")
+    parser.add_argument("--context", type=int, default=2048, help="longest position (default 2048)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,6 +127,8 @@ def dispatch(arguments: list[str]) -> int:
         return inspect_command(options)
     if options.command == "tokenizer":
         return tokenizer_command(options)
+    if options.command == "new-model":
+        return model_command(options)
     return report_command(options.runs, options.markdown)
 
 
@@ -164,6 +179,15 @@ def tokenizer_command(options: argparse.Namespace) -> int:
     settings = TokenizerSettings(options.type, options.vocab_size, options.max_lines)
     manifest = train_tokenizer(options.corpus, options.out, settings, options.force)
     print(f"{options.out}: {manifest['vocab_size']} pieces from {manifest['num_lines']} lines")
+    return 0
+
+
+def model_command(options: argparse.Namespace) -> int:
+    from recloom.tools.new_model import ModelSizes, write_model
+
+    sizes = ModelSizes(options.layers, options.hidden, options.heads, options.context)
+    count = write_model(options.tokenizer, options.out, sizes, options.seed)
+    print(f"{options.out}: a LLaMA of {count:,} parameters, with the tokenizer")
     return 0
 
 
