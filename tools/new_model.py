@@ -23,7 +23,8 @@ class ModelSizes:
 def write_model(tokenizer_folder: Path, folder: Path, sizes: ModelSizes, seed: int) -> int:
     """Write the folder, which then serves as `model.path`; returns the number of parameters.
 
-    The same seed gives the same weights. Raises UserError for sizes that do not fit and a folder that is there.
+    The same seed gives the same weights. Raises UserError for sizes that do not fit, and for a folder that
+    is there.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
