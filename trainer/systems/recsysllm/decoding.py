@@ -176,14 +176,17 @@ class Filling:
         return self.columns(ids.start, 1)
 
     def take(self, token: int, ids: MaskIds, max_tokens: int) -> Columns:
-        """What the next pass reads behind a token: the token, or where it ends a span the next [START]."""
+        """What the next pass reads behind a token: the token but for [END], and where the span ends the next
+        [START]."""
         assert self.counter is not None
+        read = NO_COLUMNS
         if token != ids.end:
             self.spans[-1].append(token)
+            read = self.columns(token, self.counter.next_id(token))
         if token == ids.end or len(self.spans[-1]) == max_tokens:
             self.counter = None
-            return NO_COLUMNS if self.is_done else self.start(ids)
-        return self.columns(token, self.counter.next_id(token))
+            return read if self.is_done else joined(read, self.start(ids))
+        return read
 
     def columns(self, token: int, intra: int) -> Columns:
         question, self.written = self.question, self.written + 1
@@ -227,8 +230,8 @@ def fill_blanks(
     return [filling.spans for filling in fillings]
 
 
-def joined(question: Question, first: Columns) -> Columns:
-    return Columns(question.ids + first.ids, question.inter + first.inter, question.intra + first.intra)
+def joined(first: Question | Columns, second: Columns) -> Columns:
+    return Columns(first.ids + second.ids, first.inter + second.inter, first.intra + second.intra)
 
 
 class InfillScorer(ModelScorer):
