@@ -117,3 +117,20 @@ def test_units_are_the_targets_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> 
     batch = StepBatch(0, 0, [row_of(texts[:2]), row_of([EMPTY]), row_of(texts[2:])], 999, [])
     assert LOSS.units(batch) == own + 7
     assert LOSS.told() == {}
+
+
+def test_many_targets_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and gradients, whatever part of the logits exists at a time."""
+    row = row_of([random_masked(np.random.default_rng(seed), 9) for seed in range(4)])
+    found = []
+    for at_once in (10_000, 3):
+        monkeypatch.setattr("recloom.trainer.systems.recsysllm.network.TARGETS_AT_ONCE", at_once)
+        network = small_network()
+        loss = LOSS.loss(network, row)
+        loss.backward()
+        found.append((loss.item(), named_gradients(network)))
+    (whole, gradients), (parts, others) = found
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-5)

@@ -22,6 +22,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from recloom.data_shards.artifacts import atomic_write_bytes, atomic_write_json
 from recloom.data_shards.errors import UserError
@@ -29,6 +31,7 @@ from recloom.data_shards.masking import MaskIds
 from recloom.trainer.systems.recsysllm.attention import make_block_mask
 
 MARKS = ("[M]", "[sM]", "[gM]", "[START]", "[END]")
+TARGETS_AT_ONCE = 128
 TABLES, DESCRIPTION = "blanks.safetensors", "blanks.json"
 
 
@@ -82,8 +85,9 @@ class BlankInfiller(nn.Module):
         logits_to_keep: Tensor,
         boundaries: list[int],
         num_a: list[int],
+        targets_A: Tensor | None = None,
     ) -> Tensor:
-        """Logits (A, V + 5) at the kept places of a packed row."""
+        """Logits (A, V + 5) at the kept places of a packed row; with targets their summed loss."""
         places: dict[str, Any] = {"boundaries": boundaries, "num_a": num_a}
         if input_ids.is_cuda:
             places["block_mask"] = make_block_mask(boundaries, num_a, input_ids.device)
@@ -93,7 +97,20 @@ class BlankInfiller(nn.Module):
             use_cache=False,
             **places,
         ).last_hidden_state
-        return self.logits(hidden_BTH[0, logits_to_keep])
+        hidden_AH = hidden_BTH[0, logits_to_keep]
+        return self.logits(hidden_AH) if targets_A is None else self.loss(hidden_AH, targets_A)
+
+    def loss(self, hidden_AH: Tensor, targets_A: Tensor) -> Tensor:
+        """Summed cross-entropy, float32 scalar. A blank can be most of a text, so logits are made for a part
+        of the targets at a time, and again in the backward pass."""
+        if len(targets_A) <= TARGETS_AT_ONCE:
+            return self.part_loss(hidden_AH, targets_A)
+        parts = zip(hidden_AH.split(TARGETS_AT_ONCE), targets_A.split(TARGETS_AT_ONCE), strict=True)
+        losses = [checkpoint(self.part_loss, *part, use_reentrant=False) for part in parts]
+        return torch.stack(losses).sum()
+
+    def part_loss(self, hidden_AH: Tensor, targets_A: Tensor) -> Tensor:
+        return cross_entropy(self.logits(hidden_AH).float(), targets_A, reduction="sum")
 
     def embed(self, input_ids: Tensor, intra_ids: Tensor) -> Tensor:
         """Token embeddings with the marks in their places and the intra rows added, (B, T, H)."""

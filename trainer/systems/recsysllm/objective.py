@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 
 from recloom.data_shards.blank_rows import BlankRow
 from recloom.data_shards.stream import IGNORE, PackedRow, StepBatch
@@ -27,17 +26,18 @@ class BlankLoss:
         assert isinstance(row, BlankRow)
         keep_A = torch.nonzero(row.labels_T != IGNORE)[:, 0]
         is_empty = len(keep_A) == 0
-        logits_AV = model(
+        if is_empty:  # then some token stands in, so that all ranks run the same collectives
+            keep_A = torch.zeros(1, dtype=torch.long)
+        loss: torch.Tensor = model(
             input_ids=row.ids_T[None].to(self.device),
             intra_ids=row.intra_T[None].to(self.device),
             position_ids=row.position_ids_T[None].to(self.device),
-            logits_to_keep=(torch.zeros(1, dtype=torch.long) if is_empty else keep_A).to(self.device),
+            logits_to_keep=keep_A.to(self.device),
             boundaries=row.boundaries.tolist(),
             num_a=row.num_a_S.tolist(),
+            targets_A=(torch.zeros_like(keep_A) if is_empty else row.labels_T[keep_A]).to(self.device),
         )
-        if is_empty:
-            return logits_AV.float().nan_to_num(neginf=0.0).sum() * 0.0
-        return cross_entropy(logits_AV.float(), row.labels_T[keep_A].to(self.device), reduction="sum")
+        return loss * 0.0 if is_empty else loss
 
     def units(self, batch: StepBatch) -> int:
         """Targets over all ranks: they are drawn with the masks, so no rank knows those of another."""
