@@ -9,6 +9,7 @@ Samples are made one by one, so a corpus of any size takes the memory of its row
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -158,7 +159,8 @@ def make_training_sample(
 def validation_samples(
     world: World, family: FamilyName, templates: Sequence[NamedTemplate]
 ) -> Iterator[Sample]:
-    """Samples of validation rows, by the templates in turn."""
+    """Samples of validation rows, by the templates in turn; of ratings as they are, as in P5."""
+    world = replace(world, corpus=world.corpus.model_copy(update={"jitter": False}))
     rows = world.split(family).valid
     negatives, number = Negatives(world), FAMILIES.index(family)
     made = (
