@@ -23,10 +23,11 @@ from recloom.data_shards.textualize.template import TextOptions, load_template, 
 from recloom.trainer import packed_attention
 from recloom.trainer.config_io import build_config
 from recloom.trainer.models import load_tokenizer
+from recloom.trainer.planning.low_rank import lora_parts
 from recloom.trainer.planning.memory import Setup, SmallParts, activation_bytes, training_memory
 from recloom.trainer.planning.model_size import KNOWN, read_size
 from recloom.trainer.planning.shapes import ModelSize, OptSize
-from recloom.trainer.systems.a_llmrec.planning import LONGEST, lora_parts, projection_parts, prompt_tokens
+from recloom.trainer.systems.a_llmrec.planning import LONGEST, projection_parts, prompt_tokens
 from recloom.trainer.systems.a_llmrec.project import adapted
 from recloom.trainer.systems.a_llmrec.projection import Projection, Widths
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock

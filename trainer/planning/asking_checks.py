@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recloom.trainer.config import RunConfig
 from recloom.trainer.planning.checks import RANKING_MEMORY, Check
 from recloom.trainer.planning.cluster import Cluster, gib
@@ -22,17 +24,31 @@ def check_asking(config: RunConfig, asking: Asking, model: ModelSize, cluster: C
     if asking.engine == "vllm":
         return check_bulk(config, asking, model, cluster)
     element = BYTES[config.model.dtype]
-    weights, logits = element * model.parameters, asking.logits * model.vocab * (8 + element)
+    held = {
+        "weights": element * model.parameters,
+        "logits": asking.logits * model.vocab * (8 + element),
+        "cache": asking.cached * model.cache_bytes(element),
+    }
+    needed = sum(held.values())
     memory = cluster.usable * (1 if cluster.has_gpus else cluster.ranks)
-    text = f"{gib(weights)} of weights" + (f" and {gib(logits)} of logits" if logits else "")
+    shown = {name: value for name, value in held.items() if name == "weights" or value >= GIB / 10}
+    text = joined([f"{gib(value)} of {name}" for name, value in shown.items()])
     text += " on one GPU" if cluster.has_gpus else ""
-    if weights + logits <= memory:
+    if needed <= memory:
         return Check(RANKING_MEMORY, "ok", text)
-    larger = gib((weights + logits) / (1 - RESERVE))
+    larger = gib(needed / (1 - RESERVE))
     place = f"on a GPU of {larger}" if cluster.has_gpus else f"with {larger}"
+    remedy = f"lower {asking.lessened_by}, or " if asking.lessened_by else ""
     return Check(
-        RANKING_MEMORY, "note", f"{text} do not fit {gib(memory)}: run {asking.stages} {place} or more"
+        RANKING_MEMORY,
+        "note",
+        f"{text} do not fit {gib(memory)}: {remedy}run {asking.stages} {place} or more",
     )
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(text for text in (", ".join(parts[:-1]), parts[-1]) if text)
 
 
 def check_bulk(config: RunConfig, asking: Asking, model: ModelSize, cluster: Cluster) -> Check:

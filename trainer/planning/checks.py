@@ -7,6 +7,7 @@ from typing import Literal
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.textualize.template import load_template
+from recloom.data_shards.textualize.template_sets import TaskFamily, load_set
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_rules import named_paths
 from recloom.trainer.planning.changes import fitting_changes
@@ -47,7 +48,10 @@ def check_data(config: RunConfig) -> Check:
 def check_templates(outline: Outline) -> Check:
     try:
         for template, family in outline.templates:
-            load_template(template, family)
+            if isinstance(family, TaskFamily):
+                load_set(template, family)
+            else:
+                load_template(template, family)
     except UserError as error:
         return Check("templates", "FAIL", str(error).rstrip("."))
     shown = outline.templates[: outline.named_templates]

@@ -10,6 +10,7 @@ from typing import Literal
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.textualize.template import Family
+from recloom.data_shards.textualize.template_sets import TaskFamily
 from recloom.trainer.config import RunConfig, TrainingBlock
 from recloom.trainer.planning.memory import SmallParts
 from recloom.trainer.planning.shapes import ModelSize
@@ -38,25 +39,29 @@ class Asking:
     """How models are asked, on one GPU.
 
     longest_tokens: of a prompt with its answer. logits: rows of the vocabulary that Hugging Face holds at
-    once for a prompt. stages: the stages that ask, in words.
+    once; cached: tokens whose keys and values it holds at once, 0 where these are few. stages: the stages
+    that ask, in words. lessened_by: a setting that makes both fewer.
     """
 
     engine: Literal["vllm", "hf"]
     longest_tokens: int
     stages: str
     logits: int = 0
+    cached: int = 0
+    lessened_by: str = ""
 
 
 @dataclass(frozen=True)
 class Outline:
     """A config of one system.
 
-    templates: of the prompts, each with what it must be; the first `named_templates` are shown.
+    templates: of the prompts, each with what it must be (a set of templates, for a task's family); the first
+    `named_templates` are shown.
     untrained: why no training is needed, None where it is. lines: what to tell about the corpora.
     shortened_by: the setting that makes prompts shorter.
     """
 
-    templates: Sequence[tuple[str, Family]]
+    templates: Sequence[tuple[str, Family | TaskFamily]]
     named_templates: int
     trainings: tuple[Training, ...]
     untrained: str | None

@@ -7,8 +7,8 @@ titles are many times longer than most.
 
 from __future__ import annotations
 
-from recloom.data_shards.errors import UserError
 from recloom.data_shards.textualize import next_item
+from recloom.trainer.planning.low_rank import lora_parts
 from recloom.trainer.planning.memory import SmallParts
 from recloom.trainer.planning.outline import Asking, Outline, Training
 from recloom.trainer.planning.shapes import ModelSize
@@ -16,7 +16,7 @@ from recloom.trainer.planning.tokens import Corpus, make_corpus
 from recloom.trainer.planning.users import recommender_width
 from recloom.trainer.systems.a_llmrec.methods import projected
 from recloom.trainer.systems.a_llmrec.planned_users import learned_users, num_questions
-from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock
+from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 MOVIELENS_TITLE, TITLE = 13, 25
 WORD, QUOTES = 2, 3
@@ -103,21 +103,3 @@ def projection_parts(config: ALLMRecConfig, model: ModelSize) -> SmallParts:
         inputs.append(max(item_widths[name] for name in projected(config)))
     parameters = sum(hidden * (wide + 3) + tokens * (hidden + 1) for wide in inputs)
     return SmallParts(parameters, hidden * max(tokens, *inputs))
-
-
-def lora_parts(lora: LoraBlock, model: ModelSize) -> SmallParts:
-    """Two thin matrices a layer named; of a token, what drop-out leaves, its mask, and the thin product."""
-    layers = model.linear_layers
-    unknown = [name for name in lora.modules if name not in layers]
-    if unknown:
-        raise UserError(
-            f"lora.modules: {', '.join(unknown)} named, no layer of this model: "
-            f"choose from {', '.join(layers)}."
-        )
-    widths = [layers[name] for name in lora.modules]
-    times = 2 if lora.lora_dropout else 1
-    return SmallParts(
-        parameters=model.layers * lora.r * sum(inputs + outputs for inputs, outputs in widths),
-        largest=lora.r * max(max(pair) for pair in widths),
-        layer_elements=sum(times * inputs + lora.r for inputs, _ in widths),
-    )
