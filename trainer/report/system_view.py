@@ -45,7 +45,7 @@ class SystemView:
         headline: the metric that users are compared by; empty: absolute error, or NDCG at the largest k.
         metric_notes: meaning of a metric of the system's own.
         abbreviations: behind the caption of the paired comparison.
-        training_title: above the curves of tune/.
+        training_title: above the curves of tune/; training_note: which losses they show.
         scenario_text: a scenario in words, and a table a scenario. None: `overall` alone, a table for all
             tasks of the same metrics.
         backbones: backbones by name; Base is called after its own. Empty: Base is called Base.
@@ -67,6 +67,9 @@ class SystemView:
     sections: tuple[str, ...]
     purposes: tuple[tuple[str, str], ...]
     training_title: str
+    training_note: str = (
+        "Mean loss of the answer's tokens. The validation loss is on prompts that were not trained on."
+    )
     headline: str = ""
     metric_notes: Mapping[str, str] = field(default_factory=dict)
     abbreviations: str = ""

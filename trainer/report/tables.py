@@ -119,7 +119,8 @@ def direction(groups: Sequence[Group]) -> str:
     names = "H, N and MRR" if "MRR" in metrics else "H and N"
     ranking = f"{names}: higher is better" if any("@" in metric for metric in metrics) else ""
     rating = "RMSE and MAE: lower is better" if metrics & {"RMSE", "MAE"} else ""
-    return "; ".join(text for text in (ranking, rating) if text)
+    texts = "BLEU and ROUGE: higher is better" if any(name.startswith("ROUGE") for name in metrics) else ""
+    return "; ".join(text for text in (ranking, rating, texts) if text)
 
 
 def ceiling_label(method: str, metric: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recloom.trainer.report.system_view import SystemView
+from recloom.trainer.significance import LEVEL
 
 TRAINED = {
     "recsysllm": "RecSysLLM",
@@ -68,12 +69,16 @@ VIEW = SystemView(
     ours=("RecSysLLM", "RecSysLLM *"),
     rivals=("Base",),
     beside=(),
-    note="Here, mean ± standard deviation over seeds (paper). * asked by a prompt that no training saw.",
+    note="Here, mean ± standard deviation over seeds (paper; - where no figure is at hand). A method with * "
+    "is asked by a prompt that no training saw; a number with * is better than the recommender's, paired "
+    f"t-test over users, p <= {LEVEL:g}.",
     needed={"results.jsonl": "evaluate", "per_user.parquet": "evaluate", "tune": "pretrain"},
     optional=(),
     sections=("training.html", "stages.html"),
     purposes=(("topk", "ranking"), ("rating", "rating, texts")),
     training_title="Blank infilling",
+    training_note="Mean loss of the tokens in blanks. The validation loss is of answers alone, asked about "
+    "rows that were not trained on.",
     headline="ROUGE-L",
     backbones=BACKBONES,
     model_names=TRAINED,
