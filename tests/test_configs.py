@@ -26,13 +26,17 @@ GPUS |= {path.stem: 16 for path in SHIPPED if "cluster_7b" in path.read_text()}
 OPT = {path.stem for path in SHIPPED if "opt_6_7b" in path.read_text()}  # the paper's GPUs: section 5.1
 GPUS |= {stem: 4 if "movies" in stem or stem == "a_llmrec_opt_6_7b" else 1 for stem in OPT}
 GPUS |= {path.stem: 4 for path in SHIPPED if "glm" in path.read_text()}  # Laser's batch of 4
+RECSYSLLM = [
+    path for path in SHIPPED if path.parent.name == "recsysllm" or path.stem.startswith("recsysllm_")
+]
+GPUS |= {path.stem: 16 for path in RECSYSLLM if "glm" in path.read_text() or "llama2_7b" in path.read_text()}
 DATA = {"ml100k": "ML-100K", "ml1m": "ML-1M", "bookcrossing": "BookCrossing"}
 
 
 def test_the_configs_are_there() -> None:
     names = {path.stem for path in SHIPPED}
-    quick = {f"{system}_quickstart" for system in ("llama4rec", "a_llmrec", "laser")}
-    assert names >= {*quick, "a_llmrec_opt_6_7b", "laser_glm4_9b", *GPUS}
+    quick = {f"{system}_quickstart" for system in ("llama4rec", "a_llmrec", "laser", "recsysllm")}
+    assert names >= {*quick, "a_llmrec_opt_6_7b", "laser_glm4_9b", "recsysllm_glm4_9b", *GPUS}
 
 
 def test_no_two_runs_share_a_folder() -> None:
@@ -151,3 +155,13 @@ def test_the_quickstart_of_laser_is_small() -> None:
     assert config.positive_rating is None and "laser" in config.methods
     assert config.stage_1.epochs < 15 and config.stage_2.epochs < 5 and config.learn.users <= 1000
     assert config.bitune.mformer.blocks < 12 and not config.rank.mask_seen
+
+
+def test_the_quickstart_of_recsysllm_is_small() -> None:
+    """The recipe with fewer texts, shorter lists and fewer users asked, by both prompts."""
+    config = read_config(FOLDER / "recsysllm_quickstart.yaml")
+    assert config.model.path == "smollm2-135m-instruct" and config.data.path is None
+    assert config.parallel.cpu_ranks == 2 and config.parallel.zero_stage == 3
+    assert config.positive_rating is None and "recsysllm" in config.methods
+    assert config.corpus.samples <= 1000 and config.corpus.negatives < 99 and config.ask.users <= 200
+    assert config.ask.prompts == ("seen", "unseen") and config.pretrain.epochs < 8
