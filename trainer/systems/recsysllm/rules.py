@@ -57,6 +57,24 @@ def ranking_is_long_enough(config: RecSysLLMConfig) -> str | None:
     )
 
 
+def prompts_differ(config: RecSysLLMConfig) -> str | None:
+    prompts = config.ask.prompts
+    if len(set(prompts)) == len(prompts):
+        return None
+    return f"ask.prompts = {list(prompts)}: one is there twice, remove it"
+
+
+def answers_fit(config: RecSysLLMConfig) -> str | None:
+    """The table of intra ids reaches as far as the longest text."""
+    longest = config.pretrain.context
+    if config.ask.max_tokens <= longest:
+        return None
+    return (
+        f"ask.max_tokens = {config.ask.max_tokens}: an answer longer than the longest text trained on, "
+        f"pretrain.context = {longest}, lower it to {longest}"
+    )
+
+
 def rows_are_packed(config: RecSysLLMConfig) -> str | None:
     if config.model.attention == "packed":
         return None
@@ -81,6 +99,8 @@ RULES = (
     Rule(("corpus.periods.shares",), shares_sum),
     Rule(("corpus.periods.short_days", "corpus.periods.medium_days"), periods_in_order),
     Rule(("evaluate.ks", "ask.beams"), ranking_is_long_enough),
+    Rule(("ask.prompts",), prompts_differ),
+    Rule(("ask.max_tokens", "pretrain.context"), answers_fit),
     Rule(("model.attention",), rows_are_packed),
     Rule(("model.tuned",), no_tuned_model),
 )
