@@ -11,14 +11,14 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from recloom.data_shards.artifacts import atomic_write_bytes, atomic_write_json
+from recloom.data_shards.artifacts import atomic_write_bytes, atomic_write_json, read_manifest
 from recloom.data_shards.blank_rows import BlankRows
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import SlotPosition
 from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.spans import token_texts
 from recloom.trainer.engine import Engine, embedding_mean, embedding_row, embedding_scale, load_partitioned
-from recloom.trainer.models import load_tokenizer, resolve_model
+from recloom.trainer.models import load_tokenizer, quiet_transformers, resolve_model
 from recloom.trainer.shard_training import (
     DeepSpeedSettings,
     Lesson,
@@ -192,16 +192,14 @@ def save_model(
         return
     llm = network.llm
     llm.config.use_cache = True
-    llm.save_pretrained(folder, state_dict=own)
+    with quiet_transformers():
+        llm.save_pretrained(folder, state_dict=own)
     load_tokenizer(base).save_pretrained(folder)
 
 
 def load_model(run: Run[RecSysLLMConfig], method: Method) -> BlankInfiller:
     """The trained model for asking, on a GPU where there is one."""
     from transformers import AutoModelForCausalLM
-
-    from recloom.data_shards.artifacts import read_manifest
-    from recloom.trainer.models import quiet_transformers
 
     folder = out_folder(run, method) / "model"
     read_manifest(folder, verify=True)
