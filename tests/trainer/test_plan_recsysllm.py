@@ -30,6 +30,7 @@ from recloom.trainer.planning.shapes import GlmSize, ModelSize
 from recloom.trainer.planning.users import DataSize
 from recloom.trainer.systems.recsysllm.corpus import scale, training_samples
 from recloom.trainer.systems.recsysllm.families import WORK, World, feedable
+from recloom.trainer.systems.recsysllm.lesson import vocabulary
 from recloom.trainer.systems.recsysllm.methods import METHODS
 from recloom.trainer.systems.recsysllm.network import BlankInfiller, Sizes, mask_ids
 from recloom.trainer.systems.recsysllm.planning import (
@@ -40,7 +41,7 @@ from recloom.trainer.systems.recsysllm.planning import (
     trained_parts,
     usual_texts,
 )
-from recloom.trainer.systems.recsysllm.pretrain import adapt, vocabulary
+from recloom.trainer.systems.recsysllm.saved import adapt
 from recloom.trainer.systems.recsysllm.settings import FAMILIES, FamilyName, RecSysLLMConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

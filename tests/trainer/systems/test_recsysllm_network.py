@@ -48,7 +48,7 @@ from recloom.trainer.systems.recsysllm.network import (
     save_tables,
 )
 from recloom.trainer.systems.recsysllm.objective import BlankLoss
-from recloom.trainer.systems.recsysllm.pretrain import ADAPTER, adapt, load_model, out_folder, save_model
+from recloom.trainer.systems.recsysllm.saved import ADAPTER, adapt, load_model, out_folder, save_model
 from recloom.trainer.systems.recsysllm.settings import LoraBlock, RecSysLLMConfig
 
 TABLE_NAMES = {"marks.weight", "intra.weight"}

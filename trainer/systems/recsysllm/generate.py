@@ -32,7 +32,7 @@ from recloom.trainer.systems.recsysllm.families import World
 from recloom.trainer.systems.recsysllm.methods import Method
 from recloom.trainer.systems.recsysllm.network import BlankInfiller, mask_ids
 from recloom.trainer.systems.recsysllm.positions import entity_pool, entity_texts
-from recloom.trainer.systems.recsysllm.pretrain import load_model
+from recloom.trainer.systems.recsysllm.saved import load_model
 from recloom.trainer.systems.recsysllm.settings import FamilyName, RecSysLLMConfig
 
 ITEM_FAMILIES: tuple[FamilyName, ...] = ("sequential", "direct")
