@@ -43,6 +43,7 @@ from recloom.trainer.systems.recsysllm.families import (
     item_attributes,
     training_candidates,
 )
+from recloom.trainer.systems.recsysllm.lesson import Joined
 from recloom.trainer.systems.recsysllm.settings import FAMILIES, FamilyName, RecSysLLMConfig
 
 SHOP = user_rows()
@@ -356,6 +357,18 @@ def test_candidates_of_any_catalogue(data: st.DataObject, num_items: int, count:
     free = set(range(num_items)) - set(own) - {target}
     assert len(found) == len(set(found)) == 1 + min(count, len(free))
     assert set(found) - {target} <= free and target in found
+
+
+def test_several_families_are_one_source(run: Run[RecSysLLMConfig]) -> None:
+    """What is learned from: every sample of every folder once, in order."""
+    readers = [ShardReader(run.path(f"corpus/{family}_valid")) for family in FAMILIES]
+    source, places = Joined(readers), [(reader, n) for reader in readers for n in range(len(reader))]
+    assert len(source.lengths_N) == len(source.num_prompt_N) == len(places) > 40 and not source.has_slots
+    for index, (reader, place) in enumerate(places):
+        assert np.array_equal(source.ids(index), reader.ids(place))
+        assert source.record(index) == reader.record(place)
+        assert source.lengths_N[index] == len(source.ids(index)) == reader.lengths_N[place]
+        assert source.num_prompt_N[index] == source.record(index)["num_prompt"]
 
 
 # --- what the data can feed ---------------------------------------------------------------------------
