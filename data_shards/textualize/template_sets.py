@@ -79,17 +79,25 @@ class ReadAnswers(Generic[T]):
 
 
 def load_set(source: str | Path, family: TaskFamily) -> tuple[NamedTemplate, ...]:
-    """The shipped set of a task by name ("recsysllm"), or a user's by path (ends in .yaml), in file order.
+    """A task's set, in file order: a shipped one by name ("recsysllm"), or a user's by path (a folder with a
+    file for each task, or one file that ends in .yaml).
 
     Raises UserError for a file that cannot be read, a template that is not whole, an id or a text that is
     there twice, more than one unseen template, or none to train on.
     """
-    is_path = str(source).endswith(".yaml")
-    path = Path(source) if is_path else FOLDER / str(source) / f"{family.name}.yaml"
+    path = set_path(source, family.name)
     entries = read_entries(path)
     templates = tuple(named_template(path, place, entry, family) for place, entry in enumerate(entries, 1))
     check_set(path, templates)
     return templates
+
+
+def set_path(source: str | Path, task: str) -> Path:
+    """The file of a task's set."""
+    path = Path(source).expanduser()
+    if path.suffix == ".yaml":
+        return path
+    return (path if path.is_dir() else FOLDER / str(source)) / f"{task}.yaml"
 
 
 def seen_templates(templates: Iterable[NamedTemplate]) -> tuple[NamedTemplate, ...]:

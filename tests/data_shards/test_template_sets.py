@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recloom.data_shards.errors import UserError
-from recloom.data_shards.textualize.template import Field
+from recloom.data_shards.textualize.template import FOLDER, Field
 from recloom.data_shards.textualize.template_sets import (
     NamedTemplate,
     TaskFamily,
@@ -16,6 +16,7 @@ from recloom.data_shards.textualize.template_sets import (
     parse_word,
     read_answers,
     seen_templates,
+    set_path,
     unseen_template,
 )
 
@@ -142,3 +143,12 @@ def test_a_missing_set_names_the_shipped_one() -> None:
 def test_answers_that_cannot_be_read_are_counted() -> None:
     read = read_answers(["Yes.", "no way", "perhaps yes", ""], lambda text: parse_word(text, ("yes", "no")))
     assert read.values == ["yes", "no", None, None] and read.unread == 2
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """A path of a folder holds a file a task, as the shipped folder does."""
+    shipped = FOLDER / "recsysllm" / "rating.yaml"
+    (tmp_path / "rating.yaml").write_text(shipped.read_text())
+    assert set_path(tmp_path, "rating") == tmp_path / "rating.yaml"
+    assert set_path("recsysllm", "rating") == shipped
+    assert set_path("mine.yaml", "rating") == Path("mine.yaml")

@@ -90,7 +90,7 @@ def test_a_backbone_of_another_task_is_refused(tmp_path: Path) -> None:
 
 def test_missing_settings_are_named_with_their_choices(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "name: x\ndata: {variant: 100k}\n")) == [
-        "system: required and not given; add it to the YAML, one of: a_llmrec, laser, llama4rec.",
+        "system: required and not given; add it to the YAML, one of: a_llmrec, laser, llama4rec, recsysllm.",
         "data.source: required and not given; add it to the YAML, one of: amazon2014, amazon2018, "
         "bookcrossing, movielens, table.",
         "model: required and not given; add it to the YAML.",
@@ -121,7 +121,7 @@ def test_an_unknown_system_is_one_sentence_beside_what_can_still_be_judged(tmp_p
 def test_a_system_near_nothing_lists_the_systems(tmp_path: Path, system: Any) -> None:
     (text,) = problems(with_settings(tmp_path, system=system))
     assert text.startswith(f"system = {system!r}: not one of the known values;")
-    assert text.endswith("choose one of: a_llmrec, laser, llama4rec.") or text.endswith(
+    assert text.endswith("choose one of: a_llmrec, laser, llama4rec, recsysllm.") or text.endswith(
         "did you mean 'llama4rec'?"
     )
 

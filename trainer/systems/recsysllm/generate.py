@@ -36,7 +36,7 @@ from recloom.trainer.systems.recsysllm.saved import load_model
 from recloom.trainer.systems.recsysllm.settings import FamilyName, RecSysLLMConfig
 
 ITEM_FAMILIES: tuple[FamilyName, ...] = ("sequential", "direct")
-CHUNK_BATCHES = 4  # batches between two savings
+CHUNK = 64  # questions between two savings
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ def ask_all(answerer: Answerer, reader: ShardReader, folder: Path, label: str) -
     """Questions in the order of their lengths, so that batches are padded little."""
     folder.mkdir(parents=True, exist_ok=True)
     order = sorted(range(len(reader)), key=lambda index: int(reader.lengths_N[index]))
-    size = answerer.config.ask.batch * CHUNK_BATCHES
-    chunks = [order[begin : begin + size] for begin in range(0, len(order), size)]
+    chunks = [order[begin : begin + CHUNK] for begin in range(0, len(order), CHUNK)]
     with tqdm(total=len(order), desc=label, unit="question", disable=None) as bar:
         for number, chunk in enumerate(chunks):
             path = folder / f"chunk-{number:05d}.jsonl"

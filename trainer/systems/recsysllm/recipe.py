@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from recloom.data_shards.textualize.template_sets import set_path
 from recloom.trainer.shared_stages import prepare_stage, report_stage
 from recloom.trainer.stage_inputs import model_files, training_settings
-from recloom.trainer.stages import Stage
+from recloom.trainer.stages import Run, Stage
 from recloom.trainer.systems.recsysllm import baselines, corpus, evaluate, generate, pretrain
 from recloom.trainer.systems.recsysllm.methods import Method, asked_methods
-from recloom.trainer.systems.recsysllm.settings import PretrainBlock, RecSysLLMConfig
+from recloom.trainer.systems.recsysllm.settings import FAMILIES, PretrainBlock, RecSysLLMConfig
 
 MODEL = ("model.path", "model.dtype", "parallel.zero_stage", "seed")
 
@@ -22,6 +25,12 @@ def stages(config: RecSysLLMConfig) -> list[Stage]:
     return [*found, evaluate_stage(config), report_stage("evaluate")]
 
 
+def corpus_inputs(run: Run[RecSysLLMConfig]) -> Any:
+    """The tokenizer, and the texts of the template sets: an edited one makes other samples."""
+    paths = [set_path(run.config.corpus.templates, family) for family in FAMILIES]
+    return [model_files(run), [path.read_text() if path.is_file() else None for path in paths]]
+
+
 def corpus_stage() -> Stage:
     return Stage(
         "corpus",
@@ -31,7 +40,7 @@ def corpus_stage() -> Stage:
         settings=("corpus", "model.path"),
         outputs=("corpus",),
         run=corpus.run_corpus,
-        inputs=model_files,
+        inputs=corpus_inputs,
     )
 
 
@@ -44,7 +53,7 @@ def questions_stage() -> Stage:
         settings=("corpus", "model.path", "ask.users", "ask.prompts"),
         outputs=("asked",),
         run=corpus.run_questions,
-        inputs=model_files,
+        inputs=corpus_inputs,
     )
 
 

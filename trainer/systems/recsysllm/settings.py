@@ -39,7 +39,8 @@ class CorpusBlock(Block):
     )
     templates: str = Field(
         default="recsysllm",
-        description="A folder of data_shards/textualize/templates with a file for each family.",
+        description="A folder with a file of templates for each family: one of "
+        "data_shards/textualize/templates, or a path.",
     )
     item_noun: str = Field(default="item", description="What an item is called: movie, product, item.")
     verb: str = Field(default="bought", description="What a user has done with items.")
