@@ -101,16 +101,15 @@ class BlankInfiller(nn.Module):
         return self.logits(hidden_AH) if targets_A is None else self.loss(hidden_AH, targets_A)
 
     def loss(self, hidden_AH: Tensor, targets_A: Tensor) -> Tensor:
-        """Summed cross-entropy, float32 scalar. A blank can be most of a text, so logits are made for a part
-        of the targets at a time, and again in the backward pass."""
-        if len(targets_A) <= TARGETS_AT_ONCE:
-            return self.part_loss(hidden_AH, targets_A)
-        parts = zip(hidden_AH.split(TARGETS_AT_ONCE), targets_A.split(TARGETS_AT_ONCE), strict=True)
-        losses = [checkpoint(self.part_loss, *part, use_reentrant=False) for part in parts]
-        return torch.stack(losses).sum()
+        """Summed cross-entropy, float32 scalar.
 
-    def part_loss(self, hidden_AH: Tensor, targets_A: Tensor) -> Tensor:
-        return cross_entropy(self.logits(hidden_AH).float(), targets_A, reduction="sum")
+        A blank can be most of a text, so float32 copies are made of a part of the logits at a time, and again
+        in the backward pass. The head itself runs once: ranks have different numbers of targets, and under
+        ZeRO-3 all must call the same modules equally often.
+        """
+        logits_AV = self.logits(hidden_AH)
+        parts = zip(logits_AV.split(TARGETS_AT_ONCE), targets_A.split(TARGETS_AT_ONCE), strict=True)
+        return torch.stack([checkpoint(part_loss, *part, use_reentrant=False) for part in parts]).sum()
 
     def embed(self, input_ids: Tensor, intra_ids: Tensor) -> Tensor:
         """Token embeddings with the marks in their places and the intra rows added, (B, T, H)."""
@@ -127,6 +126,10 @@ class BlankInfiller(nn.Module):
         end_1H = (self.marks(last) * self.sizes.rate).to(hidden_AH.dtype)
         never_AM = words_AV.new_full((len(words_AV), len(MARKS) - 1), -torch.inf)
         return torch.cat([words_AV, never_AM, hidden_AH @ end_1H.T], dim=1)
+
+
+def part_loss(logits_AV: Tensor, targets_A: Tensor) -> Tensor:
+    return cross_entropy(logits_AV.float(), targets_A, reduction="sum")
 
 
 def save_tables(weights: dict[str, Tensor], sizes: Sizes, folder: Path) -> None:
