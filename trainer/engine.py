@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
 
 LATEST = "latest.json"
+UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)  # what a file that was cut off raises
 
 
 def deepspeed_json(
@@ -160,13 +162,14 @@ class Engine:
                 f"{folder}: the checkpoint was written by {told['world_size']} ranks and "
                 f"{dist.get_world_size()} are running: start as many ranks, or delete the folder."
             )
-        path, state = self.engine.load_checkpoint(
-            str(folder), tag=told["tag"], load_module_strict=not self.has_frozen
-        )
-        if path is None:
-            raise UserError(
-                f"{folder / told['tag']}: the checkpoint can't be loaded: delete {folder}, start anew."
+        try:
+            path, state = self.engine.load_checkpoint(
+                str(folder), tag=told["tag"], load_module_strict=not self.has_frozen
             )
+        except UNREADABLE as error:
+            raise unloadable(folder, told["tag"], str(error)) from None
+        if path is None:
+            raise unloadable(folder, told["tag"], "files are missing")
         return dict(state)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
@@ -195,6 +198,12 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def unloadable(folder: Path, tag: str, cause: str) -> UserError:
+    told = cause.partition("\n")[0].rstrip(".")
+    remedy = f"if it is damaged, delete {folder}, start anew"
+    return UserError(f"{folder / tag}: the checkpoint can't be loaded ({told}): {remedy}.")
 
 
 def without_frozen(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
