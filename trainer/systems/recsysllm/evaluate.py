@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.splits import Interactions
 from recloom.data_shards.textualize.direct_task import parse_title
 from recloom.trainer import metrics, text_metrics
@@ -20,9 +19,9 @@ from recloom.trainer.report.results import INVALID
 from recloom.trainer.results import AskedUsers, Results, everyone
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.recsysllm.baselines import ranks_of, ratings_of
-from recloom.trainer.systems.recsysllm.corpus import families_of, make_world
+from recloom.trainer.systems.recsysllm.corpus import Prompt, families_of, make_world
 from recloom.trainer.systems.recsysllm.families import World
-from recloom.trainer.systems.recsysllm.generate import ITEM_FAMILIES, read_answers
+from recloom.trainer.systems.recsysllm.generate import ITEM_FAMILIES, open_questions, read_answers
 from recloom.trainer.systems.recsysllm.methods import asked_methods
 from recloom.trainer.systems.recsysllm.settings import FamilyName, RecSysLLMConfig
 
@@ -52,9 +51,9 @@ def run_evaluate(run: Run[RecSysLLMConfig]) -> None:
     results.write(run.folder)
 
 
-def read_metas(run: Run[RecSysLLMConfig], family: FamilyName, prompt: str) -> list[dict[str, Any]]:
+def read_metas(run: Run[RecSysLLMConfig], family: FamilyName, prompt: Prompt) -> list[dict[str, Any]]:
     """What the questions are about, the same by all prompts."""
-    reader = ShardReader(run.path(f"asked/{family}_{prompt}"))
+    reader = open_questions(run, family, prompt)
     return [reader.record(index)["meta"] for index in range(len(reader))]
 
 

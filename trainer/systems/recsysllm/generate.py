@@ -101,8 +101,15 @@ def run_generate(run: Run[RecSysLLMConfig], method: Method) -> None:
     answerer = Answerer.load(run, method, world)
     for family in method.of(families_of(run.config, world.tables)):
         for prompt in run.config.ask.prompts:
-            reader = ShardReader(run.path(f"asked/{family}_{prompt}"))
+            reader = open_questions(run, family, prompt)
             ask_all(answerer, reader, answers_folder(run, method, family, prompt), f"{family}, {prompt}")
+
+
+def open_questions(run: Run[RecSysLLMConfig], family: FamilyName, prompt: Prompt) -> ShardReader:
+    """The test rows as questions. Raises UserError for a damaged folder: a flipped byte must not be asked."""
+    folder = run.path(f"asked/{family}_{prompt}")
+    read_manifest(folder, verify=True)
+    return ShardReader(folder)
 
 
 def ask_all(answerer: Answerer, reader: ShardReader, folder: Path, label: str) -> None:
