@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from recloom.data_shards.errors import UserError
+from recloom.data_shards.errors import UserError, print_error
+from recloom.launcher.cluster.launch import add_launch_arguments, launch
 from recloom.launcher.overrides import HELP, add_layers, split_overrides
 
 
@@ -30,6 +31,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it again")
     run.add_argument("--until", metavar="STAGE", help="stop behind this stage")
     run.add_argument("--dry-run", action="store_true", help="say what would run, do nothing")
+
+    launch = commands.add_parser(
+        "launch",
+        help="a config on a cluster: DeepSpeed hostfile, node by node, Slurm, Kubernetes",
+        epilog=HELP,
+        allow_abbrev=False,
+    )
+    add_launch_arguments(launch)
 
     validate = commands.add_parser(
         "validate", help="check a config and whether it fits the cluster", epilog=HELP, allow_abbrev=False
@@ -99,10 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(arguments)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted: the same command continues.", file=sys.stderr)
+        print_error("Interrupted: the same command continues.")
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,13 +119,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Only `run` and `validate` take overrides of settings."""
-    if arguments[:1] and arguments[0] in ("run", "validate"):
+    """Only `run`, `launch` and `validate` take overrides of settings."""
+    if arguments[:1] and arguments[0] in ("run", "launch", "validate"):
         options, overrides = split_overrides(parser(), arguments)
     else:
         options, overrides = parser().parse_args(arguments), []
     if options.command == "run":
         return run_command(options, overrides)
+    if options.command == "launch":
+        return launch(options, overrides)
     if options.command == "validate":
         return validate_command(options, overrides)
     if options.command == "ls":

@@ -14,14 +14,16 @@ from pathlib import Path
 from recloom.data_shards.errors import UserError
 from recloom.launcher.processes import die_with_parent
 from recloom.trainer.config import RunConfig
+from recloom.trainer.parallel_layout import check_ranks
 from recloom.trainer.stages import Run
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
 # ZeRO-3 gathers and drops whole layers all the time. On a CPU glibc would give each of them back to
-# the kernel and fault its pages in again, which took up to half of a step; so it keeps what it has.
+# the kernel and fault its pages in again, which took up to half of a step; so it keeps what it has. Pieces
+# of 32 MiB and more (the threshold can be no higher) go back all the same: kept, they break up its memory.
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
@@ -37,10 +39,15 @@ RANK_VARIABLES = (
 
 
 def local_ranks(config: RunConfig) -> int:
-    """One rank a GPU; without a GPU as many as `parallel.cpu_ranks`."""
+    """One rank a GPU; without a GPU as many as `parallel.cpu_ranks`.
+
+    Raises UserError when they can't form the groups of `parallel.tensor`.
+    """
     import torch
 
-    return torch.cuda.device_count() or config.parallel.cpu_ranks
+    ranks = torch.cuda.device_count() or config.parallel.cpu_ranks
+    check_ranks(config.parallel.tensor, ranks)
+    return ranks
 
 
 def deepspeed_command(ranks: int, arguments: list[str]) -> list[str]:
@@ -81,11 +88,10 @@ def launch_ranks(run: Run, stage: str, stage_digest: str) -> None:
     marker.unlink(missing_ok=True)
     ranks = local_ranks(run.config)
     command = deepspeed_command(ranks, ["--config", str(run.folder / "config.yaml"), "--stage", stage])
-    # SIGTERM, which the launcher passes on to its ranks.
     tie = partial(die_with_parent, os.getpid(), signal.SIGTERM)
-    process = subprocess.Popen(
-        command, env=rank_environment(ranks), stdout=subprocess.PIPE, text=True, preexec_fn=tie
-    )
+    # DeepSpeed's outer launcher does not pass a signal on: the ranks see for themselves that we are gone.
+    env = rank_environment(ranks) | {"RECLOOM_SUPERVISOR": str(os.getpid())}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=tie)
     assert process.stdout is not None
     try:
         for line in process.stdout:

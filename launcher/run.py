@@ -18,6 +18,7 @@ from recloom.launcher.environment import write_environment
 from recloom.launcher.ranks import launch_ranks
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import dump_config
+from recloom.trainer.planning.model_size import check_division
 from recloom.trainer.stages import (
     Run,
     Stage,
@@ -37,6 +38,7 @@ def open_run(config: RunConfig) -> Iterator[Run]:
 
     The lock comes first: what a refused second run would write, the first run's ranks would read.
     """
+    check_division(config.model.path, config.parallel.tensor)  # not hours later, when the model is loaded
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir = '{folder}': this is a file: name a folder.")

@@ -17,12 +17,15 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
-from recloom.data_shards.errors import UserError
+from recloom.data_shards.errors import UserError, print_error
+from recloom.launcher.cluster.rendezvous import open_rendezvous
+from recloom.launcher.cluster.watch import REQUEUE, Patience, Watch, start_watch
 from recloom.launcher.overrides import HELP, add_layers, split_overrides
-from recloom.launcher.processes import die_with_parent
+from recloom.launcher.processes import die_with_parent, leave_with
 from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import read_config
@@ -51,11 +54,31 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--stage", help="one training stage only, its inputs being there (used by `recloom run`)"
     )
+    made.add_argument(
+        "--watch",
+        type=float,
+        metavar="SECONDS",
+        help="name a rank that is silent for so long, and end; not given: wait for the collective's timeout",
+    )
+    made.add_argument(
+        "--watch-start", type=float, default=600, metavar="SECONDS", help="until all ranks have come"
+    )
     made.add_argument("--local_rank", type=int, help="set by the launcher")
     return made
 
 
-def main() -> None:
+class Leaving:
+    """The way out of this process; the other ranks are told."""
+
+    watch: Watch | None = None
+
+    def __call__(self, code: int) -> None:
+        if self.watch is not None:
+            self.watch.close(code)
+        leave(code)
+
+
+def main(leaving: Leaving) -> None:
     arguments, overrides = split_overrides(parser(), sys.argv[1:])
     config = read_config(arguments.config, overrides, arguments.layers)
     check_trains(config)
@@ -63,12 +86,18 @@ def main() -> None:
     if arguments.stage is None and world_size == 1 and local_ranks(config) > 1 and not on_gpu():
         relaunch(local_ranks(config))
     die_with_parent(LAUNCHER)
+    if "RECLOOM_SUPERVISOR" in os.environ:
+        leave_with(int(os.environ["RECLOOM_SUPERVISOR"]), leave)
+    if arguments.watch is not None:
+        patience = Patience(arguments.watch, arguments.watch_start)
+        leaving.watch = start_watch(os.environ, patience, leave)
     from recloom.trainer.engine import start_ranks
 
     run = Run(config, config.folder, cache_dir())
     with contextlib.ExitStack() as held:
         if arguments.stage is None:
             make_missing_inputs(run, rank, held)
+        held.callback(lambda store: None, open_rendezvous(world_size))  # lives as long as the training
         start_ranks(config.parallel)
         for stage in training_stages(run, arguments.stage):
             work(run, stage, rank, alone=arguments.stage is not None)
@@ -153,17 +182,31 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    signal.signal(signal.SIGTERM, lambda *_: leave(143))
+def exit_code(work: Callable[[], None]) -> int:
+    """What to leave with after `work`; why is printed here."""
+    from recloom.trainer.callbacks.preemption import Preempted
+
     try:
-        main()
+        work()
     except UserError as error:
-        print(error, file=sys.stderr)
-        leave(2)
+        print_error(error)
+        return 2
+    except Preempted as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{error}: the same command continues", flush=True)
+        return REQUEUE
     except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else 1)
+        return end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
-        leave(1)
-    leave(0)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    leaving = Leaving()
+    signal.signal(signal.SIGTERM, lambda *_: leaving(143))
+    # Asked to leave before there is anything to write down; in the loop a checkpoint comes first.
+    signal.signal(signal.SIGUSR1, lambda *_: leaving(REQUEUE))
+    leaving(exit_code(lambda: main(leaving)))

@@ -20,13 +20,18 @@ class Checkpoint(Callback):
         self.every = every
         self.keep = keep
         self.epochs = epochs
+        self.saved = 0  # the step of the last checkpoint that this process wrote
 
     def on_step(self, loop: Loop, record: StepRecord) -> None:
         ends_epoch = loop.stream.epoch > record.epoch
         skipped = ends_epoch if self.epochs else record.step == loop.total_steps
         if self.every and record.step % self.every == 0 and not skipped:
-            loop.engine.save(self.folder, record.step, loop.state(), self.keep)
+            self.save(loop)
 
     def on_epoch_end(self, loop: Loop) -> None:
         if self.epochs:
-            loop.engine.save(self.folder, loop.step, loop.state(), self.keep)
+            self.save(loop)
+
+    def save(self, loop: Loop) -> None:
+        loop.engine.save(self.folder, loop.step, loop.state(), self.keep)
+        self.saved = loop.step
