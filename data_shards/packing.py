@@ -11,6 +11,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from numba import njit
 
 
 def pack_window(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
@@ -57,36 +58,67 @@ def best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> list[list[int]]
 
 def fill_rows(lengths_N: np.ndarray, capacity: int) -> list[list[int]]:
     """Each row starts with the longest sample left and takes the samples that fill it best."""
-    order = np.argsort(-lengths_N, kind="stable").tolist()
-    left = [(int(lengths_N[index]), index) for index in order]
-    rows: list[list[int]] = []
-    while left:
-        length, index = left.pop(0)
-        chosen = best_filling([length for length, _ in left], capacity - length)
-        rows.append([index, *(left.pop(k)[1] for k in chosen)])
-    return rows
+    order_N = np.argsort(-lengths_N, kind="stable")
+    row_N, place_N = filled_rows(lengths_N[order_N], capacity)
+    taken_N = order_N[np.lexsort((place_N, row_N))]
+    return [row.tolist() for row in np.split(taken_N, np.cumsum(np.bincount(row_N))[:-1])]
 
 
-def best_filling(lengths: list[int], space: int) -> list[int]:
-    """Positions, last first, of the samples that fill `space` best; `lengths` come in descending order.
+@njit(cache=True)
+def filled_rows(lengths_N: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row of every sample, and its place in the row; `lengths_N` int64 in descending order."""
+    left = np.arange(len(lengths_N))
+    row_N, place_N = np.empty_like(left), np.empty_like(left)
+    row = 0
+    while len(left):
+        chosen = best_filling(lengths_N[left[1:]], capacity - lengths_N[left[0]]) + 1
+        is_left = np.ones(len(left), np.bool_)
+        is_left[0] = False
+        row_N[left[0]], place_N[left[0]] = row, 0
+        for place in range(len(chosen)):
+            row_N[left[chosen[place]]], place_N[left[chosen[place]]] = row, place + 1
+            is_left[chosen[place]] = False
+        left = left[is_left]
+        row += 1
+    return row_N, place_N
 
-    Subset sum on a bit set: bit t of `reachable[k]` says that some of the first k samples add up to t.
+
+@njit(cache=True)
+def best_filling(lengths_N: np.ndarray, space: int) -> np.ndarray:
+    """Positions, last first, of the samples that fill `space` best; `lengths_N` int64 in descending order.
+
+    Subset sum on a bit set, 64 sums a word: `first[t]` is the first sample with which sum t can be reached.
     """
     space = max(space, 0)
-    start = bisect_left(lengths, -space, key=lambda length: -length)
-    mask = (1 << (space + 1)) - 1
-    reachable = [1]
-    for length in lengths[start:]:
-        reachable.append((reachable[-1] | reachable[-1] << length) & mask)
-        if reachable[-1] >> space:
+    words = np.zeros((space >> 6) + 1, np.uint64)
+    words[0] = 1
+    first = np.full(len(words) * 64, -1)
+    for k in range(np.searchsorted(-lengths_N, -space), len(lengths_N)):
+        jump, shift = lengths_N[k] >> 6, np.uint64(lengths_N[k] & 63)
+        for w in range(len(words) - 1, jump - 1, -1):
+            sums = words[w - jump] << shift
+            if shift and w > jump:
+                sums |= words[w - jump - 1] >> (np.uint64(64) - shift)
+            sums &= ~words[w]
+            words[w] |= sums
+            t = w << 6
+            while sums:
+                if sums & np.uint64(1):
+                    first[t] = k
+                sums >>= np.uint64(1)
+                t += 1
+        if first[space] >= 0:
             break
-    total = reachable[-1].bit_length() - 1
-    chosen = []
-    for k in range(len(reachable) - 1, 0, -1):
-        if not reachable[k - 1] >> total & 1:
-            chosen.append(start + k - 1)
-            total -= lengths[start + k - 1]
-    return chosen
+    total = space
+    while total > 0 and first[total] < 0:
+        total -= 1
+    chosen = np.empty(len(lengths_N), np.int64)
+    count = 0
+    while total > 0:
+        chosen[count] = first[total]
+        total -= lengths_N[first[total]]
+        count += 1
+    return chosen[:count]
 
 
 def packing_efficiency(

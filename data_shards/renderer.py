@@ -126,6 +126,16 @@ class Renderer:
         encoded = self._encode(segments, is_start=True, num_before=len(self.prefix_ids))
         return self.prefix_ids + encoded.ids_T.tolist(), encoded.slots
 
+    def encode_part(self, segments: Sequence[Segment], is_start: bool) -> Encoded:
+        """A part of a sequence, spans and slots counted from its first token; is_start: nothing stands before
+        it. Parts compose where the joint is a cut or a slot (`units.py`)."""
+        return self._encode(segments, is_start, num_before=0)
+
+    @property
+    def start_differs(self) -> bool:
+        """Whether the tokenizer gives the first line of a text other ids than the same line further down."""
+        return self._anchor[1] > 0
+
     def answer_ids(self, text: str) -> list[int]:
         """The ids of an answer's text behind a prompt, without the end token."""
         ids: list[int] = self._encode([Literal(text)], is_start=False, num_before=0).ids_T.tolist()

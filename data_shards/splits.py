@@ -13,6 +13,7 @@ from recloom.data_shards.errors import UserError
 from recloom.data_shards.tables import Tables
 
 MIN_ROWS = 3
+NEITHER, TRAIN, VALID, TEST = range(4)
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,28 @@ def leave_one_out(tables: Tables, positive_rating: float | None) -> Splits:
     when positive_rating is set and there are no ratings, or none reaches it.
     """
     rows = all_interactions(tables)
-    positive_N = positive_mask(tables, rows, positive_rating)
-    topk_from_end_N = held_out_rank(rows.user_N, positive_N)
-    rating_from_end_N = held_out_rank(rows.user_N, np.ones(len(rows), bool))
-    free_N = (topk_from_end_N == 0) & (rating_from_end_N == 0)
-    return Splits(
-        topk=make_split(rows, positive_N & free_N, topk_from_end_N),
-        rating=make_split(rows, free_N, rating_from_end_N),
+    topk_N, rating_N = split_labels(rows.user_N, positive_mask(tables, rows, positive_rating))
+    return Splits(topk=make_split(rows, topk_N), rating=make_split(rows, rating_N))
+
+
+def split_labels(user_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """NEITHER, TRAIN, VALID or TEST of every row, for top-k and for rating, int8 (N,): the rule of
+    `leave_one_out`.
+
+    Rows are sorted by user, then time. A user's labels depend on that user's rows alone.
+    """
+    from_end = [held_out_rank(user_N, counts_N) for counts_N in (positive_N, np.ones(len(user_N), bool))]
+    free_N = (from_end[0] == 0) & (from_end[1] == 0)
+    topk_N, rating_N = (
+        np.select([train_N & free_N, from_end_N == 2, from_end_N == 1], [TRAIN, VALID, TEST], NEITHER)
+        for train_N, from_end_N in zip((positive_N, True), from_end, strict=True)
     )
+    return topk_N.astype(np.int8), rating_N.astype(np.int8)
 
 
-def make_split(rows: Interactions, train_N: np.ndarray, from_end_N: np.ndarray) -> Split:
-    return Split(rows.select(train_N), rows.select(from_end_N == 2), rows.select(from_end_N == 1))
+def make_split(rows: Interactions, label_N: np.ndarray) -> Split:
+    """The rows of each label."""
+    return Split(rows.select(label_N == TRAIN), rows.select(label_N == VALID), rows.select(label_N == TEST))
 
 
 def positive_mask(tables: Tables, rows: Interactions, positive_rating: float | None) -> np.ndarray:

@@ -1,0 +1,192 @@
+"""Tokens a second of full-parameter tuning: RecLoom against Hugging Face's Trainer on the same engine.
+
+    python benchmarks/tuning.py                          SmolLM2-135M on two CPU ranks, ML-100K's instructions
+    python benchmarks/tuning.py --model DIR --rows 8     another model, on the GPUs that are there
+
+Three sides train on the same instructions (Llama4Rec's, token by token the same) with the same model,
+DeepSpeed ZeRO-3 and number of ranks: the Trainer as its documentation has it (batches padded to their longest
+sample), the same with samples laid end to end, and RecLoom. They take turns, each in processes of its own;
+the first steps of each are not counted. Tokens are real ones: padding counts nothing. Before training, each
+side's loss of the same samples must agree. The ratios come last, and a row a peer goes to tuning.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recloom.data_shards.artifacts import cache_dir
+from recloom.launcher.ranks import deepspeed_command, rank_environment
+from recloom.trainer.models import resolve_model
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "tuning.csv"
+CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
+OURS = "RecLoom"
+PEERS = {"Trainer": False, "Trainer, packed": True}
+TOLERANCE = {"bfloat16": 0.05, "float32": 1e-4}  # of a sample's mean loss
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a side measured, all turns together. rates: real tokens a second, one a step."""
+
+    rates: list[float]
+    example_losses: list[float]
+    gib_a_rank: float
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+
+def make_corpus(folder: Path, model: str) -> Path:
+    """Llama4Rec's instructions of ML-100K, written once; the conventional models may be poor here."""
+    corpus = folder / "instructions" / "llama4rec" / "train"
+    command = [sys.executable, "-m", "recloom.launcher.cli", "run", str(CONFIG), "--until", "instructions"]
+    command += ["--run_dir", str(folder), "--model.path", model]
+    command += [word for task in ("direct", "sequential") for word in (f"--backbones.{task}.max_epochs", "1")]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return corpus
+
+
+def measure(script: str, ranks: int, work: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One turn of one side, in ranks of its own."""
+    out = folder / "measured.json"
+    out.unlink(missing_ok=True)
+    command = deepspeed_command(ranks, [])[:-1] + [str(HERE / "tuning_sides" / script)]
+    command.append(json.dumps({**work, "out": str(out)}))
+    log = folder / "log.txt"
+    with log.open("w") as stream:
+        subprocess.run(command, env=rank_environment(ranks), stdout=stream, stderr=subprocess.STDOUT)
+    if not out.is_file():
+        sys.exit(f"{script} did not finish:\n{log.read_text()[-3000:]}")
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def merged(turns: list[dict[str, Any]]) -> Side:
+    rates = [n / s for turn in turns for n, s in zip(turn["tokens"], turn["seconds"], strict=True)]
+    return Side(rates, turns[0]["example_losses"], max(turn["gib_a_rank"] for turn in turns))
+
+
+def check_losses(sides: dict[str, Side], tolerance: float) -> float:
+    """The largest difference of a sample's loss between ours and a peer's; above tolerance all ends."""
+    ours = sides[OURS].example_losses
+    worst = max(abs(a - b) for name in PEERS for a, b in zip(ours, sides[name].example_losses, strict=True))
+    if worst > tolerance:
+        sys.exit(f"The sides do not compute the same: losses of a sample differ by {worst:.4f}.")
+    return worst
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def rows_of(
+    sides: dict[str, Side], options: argparse.Namespace, ranks: int, worst: float
+) -> list[dict[str, Any]]:
+    ours = sides[OURS]
+    return [
+        {
+            "date": datetime.date.today().isoformat(),
+            "model": options.model,
+            "peer": name,
+            "dtype": options.dtype,
+            "ranks": ranks,
+            "ours_tokens_s": round(ours.median, 1),
+            "peer_tokens_s": round(sides[name].median, 1),
+            "ratio": round(ours.median / sides[name].median, 2),
+            "steps": len(ours.rates),
+            "ours_gib_a_rank": round(ours.gib_a_rank, 2),
+            "peer_gib_a_rank": round(sides[name].gib_a_rank, 2),
+            "loss_difference": f"{worst:.1e}",
+            "machine": machine(),
+            "torch": torch.__version__,
+            "command": shlex.join(["python", "benchmarks/tuning.py", *sys.argv[1:]]),
+        }
+        for name in PEERS
+    ]
+
+
+def append(rows: list[dict[str, Any]]) -> None:
+    is_new = not ROWS.is_file()
+    with ROWS.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    made.add_argument("--model", default="smollm2-135m-instruct", help="a name, or a Hugging Face folder")
+    made.add_argument("--dtype", default="bfloat16", choices=sorted(TOLERANCE))
+    made.add_argument("--ranks", type=int, default=2, help="on a machine without a GPU")
+    made.add_argument("--steps", type=int, default=3, help="counted steps a turn")
+    made.add_argument("--turns", type=int, default=2, help="turns of each side")
+    made.add_argument("--rows", type=int, default=4, help="packed rows a step of ours, all ranks")
+    made.add_argument("--pack-length", type=int, default=1024, help="tokens of a packed row")
+    made.add_argument("--samples", type=int, default=8, help="samples a step of the peers, all ranks")
+    made.add_argument("--liger", action="store_true", help="the peers with Liger's kernels (GPU)")
+    made.add_argument("--corpus", type=Path, help="a folder of shards; made from ML-100K when left out")
+    made.add_argument("--no-row", action="store_true", help="print only")
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
+    ranks = torch.cuda.device_count() or options.ranks
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = resolve_model(options.model, cache_dir())
+        corpus = options.corpus or make_corpus(folder / "run", options.model)
+        work = {
+            "model": model,
+            "corpus": str(corpus),
+            "steps": options.steps,
+            "rows": options.rows,
+            "pack_length": options.pack_length,
+            "samples": options.samples,
+            "checked": 4,
+            "dtype": options.dtype,
+            "liger": options.liger,
+        }
+        turns: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *PEERS)}
+        for turn in range(options.turns):
+            for side, found in turns.items():
+                script = "ours.py" if side == OURS else "hf_trainer.py"
+                found.append(measure(script, ranks, {**work, "packed": PEERS.get(side, True)}, folder))
+                rate = merged(found[-1:]).median
+                print(f"turn {turn + 1}, {side}: {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
+    sides = {side: merged(found) for side, found in turns.items()}
+    worst = check_losses(sides, TOLERANCE[options.dtype])
+    rows = rows_of(sides, options, ranks, worst)
+    if not options.no_row:
+        append(rows)
+    print(f"losses of {work['checked']} samples agree within {worst:.1e}")
+    for row in rows:
+        print(
+            f"{OURS} {row['ours_tokens_s']:,.0f}, {row['peer']} {row['peer_tokens_s']:,.0f} real tokens/s: "
+            f"ratio {row['ratio']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
