@@ -14,10 +14,10 @@ env: .venv/.complete  ## only make the environment
 	$(PYTHON) tools/make_env.py
 
 test: .venv/.complete check browser  ## lint, types, tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
 
 test-all: .venv/.complete check browser  ## also what is long, and what needs a GPU where there is one
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=30 -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=30 -m "slow or not slow"
 
 .PHONY: browser
 browser: .venv/.complete  ## a headless browser for the report's test

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from recloom.data_shards.errors import UserError
+from recloom.data_shards.errors import UserError, print_error
 from recloom.kernels.trie_cursor import CursorBatch
 from recloom.launcher.bulk_embed import fault_of_embed, vector_answer
 from recloom.launcher.bulk_soft import SoftRows, fault_of_soft, mixed_prompt, token_ids
@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings({k: options[k] for k in BulkSettings.model_fields if options[k] is not None})
         answers = run_pass(settings, options["model"], read_requests(options["requests"]), options["out"])
     except UserError as error:
-        print(error, file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from the last chunk.", file=sys.stderr)
+        print_error("Interrupted: the same command goes on from the last chunk.")
         return 130
     counts = Counter(answer.finish_reason for answer in answers)
     print(f"{len(answers)} answers in {options['out']}: {dict(counts)}")

@@ -34,6 +34,14 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as a GPU computes it, which keeps no probabilities: what plans reckon with."""
+    from recloom.trainer import block_attention
+
+    monkeypatch.setattr(block_attention, "LONGEST", 0)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (converted once into the cache)."""

@@ -93,9 +93,44 @@ class TrainingBlock(Block):
 
 
 class ParallelBlock(Block):
+    """How the ranks share the work: ZeRO over data-parallel ranks, tensor parallelism inside of them."""
+
     zero_stage: Literal[0, 1, 2, 3] = Field(default=3, description="What DeepSpeed ZeRO partitions.")
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        description="Tensor parallelism: so many consecutive ranks share every layer and read the same rows. "
+        "A divisor of the ranks and of the model's key-value heads; best within a node. 1: none.",
+    )
     cpu_ranks: int = Field(default=2, ge=1, description="Ranks started on a machine without a GPU.")
     offload_optimizer: bool = Field(default=False, description="Optimizer state in host memory (GPU runs).")
+    offload_parameters: bool = Field(
+        default=False, description="Weights in host memory between uses; ZeRO-3 only (GPU runs)."
+    )
+    offload_folder: str | None = Field(
+        default=None,
+        description="A folder on each node's own NVMe disk, which then holds what is offloaded in place of "
+        "host memory (ZeRO-Infinity); ZeRO-3 only.",
+    )
+    overlap_communication: bool | None = Field(
+        default=None,
+        description="Gradients travel while others are computed, at the price of a second bucket. "
+        "Empty: at ZeRO-3 only.",
+    )
+    hpz_size: int = Field(
+        default=1,
+        ge=1,
+        description="ZeRO++ hpZ: a second copy of the weights is divided among so many ranks, those of a "
+        "node, so that the backward pass gathers weights inside of it. ZeRO-3 only; 1: none.",
+    )
+    quantized_weights: bool = Field(
+        default=False,
+        description="ZeRO++ qwZ: weights are gathered as 8-bit blocks. ZeRO-3 on GPUs; changes the numbers.",
+    )
+    quantized_gradients: bool = Field(
+        default=False,
+        description="ZeRO++ qgZ: gradients are reduced as 4-bit blocks. ZeRO-3 on GPUs; changes the numbers.",
+    )
     collective_timeout: int = Field(
         default=10, ge=1, description="Minutes before a hanging collective ends the run."
     )

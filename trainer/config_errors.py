@@ -73,7 +73,7 @@ def did_you_mean(name: str | None) -> str:
 
 def hint_for(loc: list[str], schema: type[BaseModel]) -> str:
     """The remedy for an unknown setting: its right block, the nearest name, or all names there are."""
-    known = known_keys(schema, loc[:-1])
+    known = known_keys(schema, [name for name in loc[:-1] if not name.isdigit()])  # not the place in a list
     blocks = [block for block in schema.model_fields if loc[-1] in known_keys(schema, [block])]
     if len(blocks) == 1:
         return f"did you mean '{blocks[0]}.{loc[-1]}'?"

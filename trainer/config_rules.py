@@ -36,6 +36,43 @@ def offload_divides(config: RunConfig) -> str | None:
     return "parallel.offload_optimizer = True: needs ZeRO, but parallel.zero_stage = 0, set it to 1, 2 or 3"
 
 
+def needs_zero_3(name: str, off: object) -> Rule:
+    """A setting of what only ZeRO-3 does; DeepSpeed would drop it in silence, or stop far from the cause."""
+
+    def find(config: RunConfig) -> str | None:
+        value, stage = getattr(config.parallel, name), config.parallel.zero_stage
+        if value == off or stage == 3:
+            return None
+        shown = f"'{value}'" if isinstance(value, str) else value
+        return f"parallel.{name} = {shown}: needs ZeRO-3, but parallel.zero_stage = {stage}, set it to 3"
+
+    return Rule((f"parallel.{name}", "parallel.zero_stage"), find)
+
+
+def folder_holds_something(config: RunConfig) -> str | None:
+    parallel = config.parallel
+    if parallel.offload_folder is None or parallel.offload_optimizer or parallel.offload_parameters:
+        return None
+    return (
+        f"parallel.offload_folder = '{parallel.offload_folder}': nothing is offloaded there, set "
+        "parallel.offload_optimizer or parallel.offload_parameters to true, or leave it out"
+    )
+
+
+def groups_do_not_cross(config: RunConfig) -> str | None:
+    """DeepSpeed counts ranks for these as if each were a data-parallel one, and would mix different parts of
+    a layer."""
+    parallel = config.parallel
+    for name, off in (("hpz_size", 1), ("quantized_gradients", False)):
+        value = getattr(parallel, name)
+        if value != off and parallel.tensor > 1:
+            return (
+                f"parallel.{name} = {value}: its groups of ranks cross those of parallel.tensor = "
+                f"{parallel.tensor}, use one of the two"
+            )
+    return None
+
+
 def seeds_differ(config: RunConfig) -> str | None:
     if len(set(config.seeds)) == len(config.seeds):
         return None
@@ -69,6 +106,13 @@ COMMON_RULES = (
     Rule(("run_dir", "name", "data"), data_outside_run),
     Rule(("backbones",), some_backbone),
     Rule(("parallel.offload_optimizer", "parallel.zero_stage"), offload_divides),
+    needs_zero_3("offload_parameters", False),
+    needs_zero_3("offload_folder", None),
+    needs_zero_3("hpz_size", 1),
+    needs_zero_3("quantized_weights", False),
+    needs_zero_3("quantized_gradients", False),
+    Rule(("parallel.offload_folder",), folder_holds_something),
+    Rule(("parallel.tensor", "parallel.hpz_size", "parallel.quantized_gradients"), groups_do_not_cross),
     Rule(("seeds",), seeds_differ),
 )
 

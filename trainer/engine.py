@@ -20,6 +20,18 @@ import torch.distributed as dist
 from recloom.data_shards.artifacts import atomic_write_json, fsync_path
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
+from recloom.trainer.parallel_layout import (
+    DIVISIONS,
+    EMBEDDING,
+    HEAD,
+    LOCAL_HEADS,
+    RankLayout,
+    check_model,
+    check_ranks,
+    division_of,
+)
+from recloom.trainer.vocabulary_loss import VocabularyShard, shard_of
+from recloom.trainer.zero_settings import check_machine, zero_json
 
 LATEST = "latest.json"
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)  # what a file that was cut off raises
@@ -28,21 +40,18 @@ UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)  # what a
 def deepspeed_json(
     model: ModelBlock, training: TrainingBlock, parallel: ParallelBlock, world_size: int
 ) -> dict[str, Any]:
-    """DeepSpeed's settings for one packed row a rank and micro-step.
+    """DeepSpeed's settings for one packed row a data-parallel rank and micro-step.
 
     Raises UserError when the rows of a step can't be shared evenly by the ranks.
     """
-    rows = training.rows_per_step
-    if rows % world_size:
+    check_ranks(parallel.tensor, world_size)
+    rows, ranks = training.rows_per_step, world_size // parallel.tensor
+    if rows % ranks:
+        kind = "ranks" if parallel.tensor == 1 else "data-parallel ranks"
         raise UserError(
-            f"training.rows_per_step = {rows}: {world_size} ranks can't share the rows evenly, "
-            f"set it to a multiple of {world_size}."
+            f"training.rows_per_step = {rows}: {ranks} {kind} can't share the rows evenly, "
+            f"set it to a multiple of {ranks}."
         )
-    zero: dict[str, Any] = {"stage": parallel.zero_stage}
-    if parallel.zero_stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     adam = {
         "lr": training.learning_rate,
         "betas": list(training.betas),
@@ -50,17 +59,26 @@ def deepspeed_json(
         "weight_decay": training.weight_decay,
     }
     if not parallel.offload_optimizer:
-        adam["torch_adam"] = True  # no compilation at start; offloading needs DeepSpeed's own CPU Adam
-    return {
+        # No compilation at start, and one pass over the weights; offloading needs DeepSpeed's own CPU Adam.
+        adam |= {"torch_adam": True, "fused": True}
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": rows // world_size,
+        "gradient_accumulation_steps": rows // ranks,
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": model.dtype == "bfloat16"},
-        "zero_optimization": zero,
+        "zero_optimization": zero_json(parallel),
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    if parallel.tensor > 1:
+        settings["tensor_parallel"] = {"autotp_size": parallel.tensor}
+    return settings
+
+
+def tensor_of(ds_config: dict[str, Any]) -> int:
+    """Ranks of a tensor-parallel group."""
+    return int(ds_config.get("tensor_parallel", {}).get("autotp_size", 1))
 
 
 def start_ranks(parallel: ParallelBlock) -> tuple[int, int]:
@@ -77,7 +95,21 @@ def start_ranks(parallel: ParallelBlock) -> tuple[int, int]:
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(minutes=parallel.collective_timeout), verbose=False
     )
+    check_ranks(parallel.tensor, dist.get_world_size())
+    check_machine(parallel, dist.get_world_size(), torch.cuda.is_available())
+    check_async_io(parallel)
     return dist.get_rank(), dist.get_world_size()
+
+
+def check_async_io(parallel: ParallelBlock) -> None:
+    """Raises UserError where DeepSpeed could not read or write an offload folder."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if parallel.offload_folder is not None and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            f"parallel.offload_folder = '{parallel.offload_folder}': DeepSpeed's asynchronous I/O can't be "
+            "built on this machine, install libaio with its headers (Debian: libaio-dev), or leave it out."
+        )
 
 
 def quiet_deepspeed() -> None:
@@ -91,14 +123,23 @@ class Engine:
     """A network under ZeRO with its optimizer; only what requires a gradient is trained and checkpointed.
 
     Args:
-        network: what `load_partitioned` loaded, or a module around it.
+        network: what `load_partitioned` loaded, or a module around it. Under tensor parallelism the language
+            model's layers are divided here; what stands around it must be the same on all ranks.
         ds_config: what `deepspeed_json` made.
+
+    Attributes:
+        layout: the place of this rank.
+        vocabulary: the words whose logits this rank computes, None for all.
     """
 
     def __init__(self, network: Any, ds_config: dict[str, Any]) -> None:
         import deepspeed
 
         self.ds_config = ds_config
+        self.layout = RankLayout(dist.get_rank(), dist.get_world_size(), tensor_of(ds_config))
+        if self.layout.tensor > 1:
+            divide_layers(network, self.layout.tensor)
+        self.vocabulary = vocabulary_of(network)
         network.train()
         parameters = [p for p in network.parameters() if p.requires_grad]
         self.has_frozen = len(parameters) < sum(1 for _ in network.parameters())
@@ -145,9 +186,8 @@ class Engine:
             fsync_path(path)
         dist.barrier()
         if dist.get_rank() == 0:
-            atomic_write_json(
-                folder / LATEST, {"tag": tag, "step": step, "world_size": dist.get_world_size()}
-            )
+            layout = {"world_size": self.layout.world_size, "tensor": self.layout.tensor}
+            atomic_write_json(folder / LATEST, {"tag": tag, "step": step, **layout})
             drop_old(folder, step, keep)
         dist.barrier()
 
@@ -157,10 +197,15 @@ class Engine:
         if not latest.is_file():
             return None
         told = json.loads(latest.read_text())
-        if told["world_size"] != dist.get_world_size():
+        if told["world_size"] != self.layout.world_size:
             raise UserError(
                 f"{folder}: the checkpoint was written by {told['world_size']} ranks and "
-                f"{dist.get_world_size()} are running: start as many ranks, or delete the folder."
+                f"{self.layout.world_size} are running: start as many ranks, or delete the folder."
+            )
+        if told.get("tensor", 1) != self.layout.tensor:
+            raise UserError(
+                f"{folder}: the checkpoint was written with parallel.tensor = {told.get('tensor', 1)}, not "
+                f"{self.layout.tensor}: set it to that, or delete the folder."
             )
         try:
             path, state = self.engine.load_checkpoint(
@@ -180,6 +225,8 @@ class Engine:
             )
             return dict(weights or {})
         module = self.engine.module
+        if self.layout.tensor > 1:
+            return gathered_state(module)
         # A head tied to the embeddings is one parameter with two names, and the state has both.
         named = module.named_parameters(remove_duplicate=False)
         frozen = {name for name, p in named if not p.requires_grad}
@@ -230,10 +277,13 @@ def load_partitioned(
 
     from recloom.trainer.models import quiet_transformers
 
-    # transformers looks this object up while it loads and then creates partitioned parameters.
-    partition = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"]["stage"] == 3 else None
+    settings = AutoConfig.from_pretrained(model_path)
+    check_model(tensor_of(ds_config), settings)
+    # transformers looks this object up while it loads and then creates partitioned parameters. Layers are
+    # divided later, but told of it, it refuses every model whose weights it renames.
+    zero_only = {name: value for name, value in ds_config.items() if name != "tensor_parallel"}
+    partition = HfDeepSpeedConfig(zero_only) if ds_config["zero_optimization"]["stage"] == 3 else None
     with quiet_transformers():
-        settings = AutoConfig.from_pretrained(model_path)
         if frozen:
             without_dropout(settings)
         network = AutoModelForCausalLM.from_pretrained(
@@ -254,6 +304,116 @@ def without_dropout(settings: Any) -> None:
     for name in vars(settings):
         if name.endswith(("dropout", "drop")):
             setattr(settings, name, 0.0)
+
+
+def divide_layers(network: Any, tensor: int) -> None:
+    """Put DeepSpeed's tensor-parallel layers in the place of a language model's, in place.
+
+    DeepSpeed's own walk is not used: it refuses GLM, keeps an untied embedding whole on every rank, and drops
+    the low-rank updates of a layer. Called by all ranks, before `deepspeed.initialize`.
+    """
+    import deepspeed.module_inject.layers as tp
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
+    from deepspeed.utils import groups
+
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    tp.set_autotp_mode(training=True)
+    groups._init_tp_mesh_device(tensor_model_parallel_size=tensor)
+    group, model_type = groups.get_tensor_model_parallel_group(), network.config.model_type
+    divide_vocabulary(network, group)
+    found = set()
+    for name, layer in list(network.named_modules()):
+        division = division_of(name, DIVISIONS[model_type])
+        if division is None or type(layer) is not torch.nn.Linear:
+            continue
+        found.add(division)
+        make_whole(network, layer)
+        if division == "packed":
+            made = tp.SubParamLinearLayer(layer, group, shape=(2, -1), name=name)
+        else:
+            made = (tp.LinearAllreduce if division == "row" else tp.LinearLayer)(layer, group, name=name)
+        network.set_submodule(name, made)
+    # Equal losses would not tell that every rank computes all.
+    assert found == set(DIVISIONS[model_type].values()), f"of {model_type} only {found} was divided"
+    if model_type in LOCAL_HEADS:
+        for module in network.modules():
+            if hasattr(module, "q_proj"):
+                count = LOCAL_HEADS[model_type]
+                setattr(module, count, getattr(module, count) // tensor)
+    network.ds_autotp_parsed = True
+    setattr(network, UNIVERSAL_CHECKPOINT_INFO, tp.collect_autotp_universal_checkpoint_info(network))
+
+
+def divide_vocabulary(network: Any, group: Any) -> None:
+    """Divide the rows of the token embedding and of the output layer, which may be one weight."""
+    from deepspeed.module_inject.layers import VocabParallelEmbedding, VocabParallelLinear
+
+    named = dict(network.named_modules())
+    found = {name.rpartition(".")[2]: name for name, layer in named.items() if is_vocabulary(name, layer)}
+    divided = None
+    if HEAD in found:
+        make_whole(network, named[found[HEAD]])
+        whole = named[found[HEAD]].weight
+        divided = VocabParallelLinear(named[found[HEAD]], group, name=HEAD)
+        network.set_submodule(found[HEAD], divided)
+    if EMBEDDING in found:
+        embedding = named[found[EMBEDDING]]
+        tied = divided if divided is not None and embedding.weight is whole else None
+        if tied is None:
+            make_whole(network, embedding)
+        made = VocabParallelEmbedding(embedding, group, tied_vocab_parallel_linear=tied, name=EMBEDDING)
+        network.set_submodule(found[EMBEDDING], made)
+
+
+def is_vocabulary(name: str, layer: Any) -> bool:
+    kinds = {HEAD: torch.nn.Linear, EMBEDDING: torch.nn.Embedding}
+    last = name.rpartition(".")[2]
+    return last in kinds and isinstance(layer, kinds[last])
+
+
+def make_whole(network: Any, layer: Any) -> None:
+    """Whole weights in place of those that ZeRO-3 has partitioned, wherever the network has them."""
+    import deepspeed
+
+    for _, partitioned in list(layer.named_parameters(recurse=False)):
+        if not hasattr(partitioned, "ds_id"):
+            continue
+        with deepspeed.zero.GatheredParameters([partitioned]):
+            whole = torch.nn.Parameter(partitioned.data.clone(), requires_grad=partitioned.requires_grad)
+        for module in network.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is partitioned:
+                    setattr(module, name, whole)
+
+
+def vocabulary_of(network: Any) -> VocabularyShard | None:
+    """The words of the network's output layer, None where it has all, or where there is none."""
+    return next((shard for module in network.modules() if (shard := shard_of(module))), None)
+
+
+def gathered_state(network: Any) -> dict[str, torch.Tensor]:
+    """What is trained, whole, on rank 0, below ZeRO-3 (called by all ranks).
+
+    Each weight gets its own memory back: under ZeRO-1 and 2 it is a view into what the optimizer updates, and
+    DeepSpeed's own gathering would leave the network with a copy that is never updated again.
+    """
+    from deepspeed.module_inject.layers import GatherReplacedLayerParams
+
+    state: dict[str, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}
+    for prefix, module in network.named_modules():
+        own = {name: p for name, p in module.named_parameters(prefix, recurse=False)}
+        if not any(p.requires_grad for p in own.values()):
+            continue
+        held = [p.data for p in own.values()]
+        with GatherReplacedLayerParams(list(own.values()), module):
+            for name, parameter in own.items():
+                if parameter.requires_grad and dist.get_rank() == 0:
+                    state[name] = copies.setdefault(id(parameter), parameter.detach().cpu().clone())
+        for parameter, data in zip(own.values(), held, strict=True):
+            parameter.data = data
+    return state
 
 
 def embedding_scale(network: Any) -> float:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.stream import PackedStream, StepBatch
 from recloom.trainer.config import TrainingBlock
 from recloom.trainer.loss import Objective
+from recloom.trainer.parallel_layout import sum_over_data
 
 if TYPE_CHECKING:
     from recloom.trainer.callbacks.callback import Callback
@@ -84,7 +84,8 @@ class Loop:
         self.callbacks = callbacks
         self.step = 0
         self.closed = 0  # epochs whose end the callbacks have seen
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.layout = engine.layout
+        self.rank, self.world_size = self.layout.rank, self.layout.world_size
         self.total_steps = sum(stream.num_steps(epoch) for epoch in range(training.epochs))
 
     def state(self) -> dict[str, Any]:
@@ -159,14 +160,15 @@ class Loop:
         )
 
     def row_seed(self, position: int) -> int:
-        """Of a row of this rank in the step to come, the same whatever the number of ranks."""
-        row = self.step * self.training.rows_per_step + position * self.world_size + self.rank
+        """Of a row of this rank in the step to come, the same whatever the number of ranks; tensor-parallel
+        ranks draw the same, so that what they all hold whole drops out alike."""
+        layout = self.layout
+        row = self.step * self.training.rows_per_step + position * layout.data_size + layout.data_rank
         return int(np.random.SeedSequence([self.stream.seed, row]).generate_state(1, np.uint64)[0] >> 1)
 
     def check_finite(self, total: torch.Tensor, batch: StepBatch) -> torch.Tensor:
         """The loss summed over ranks; raises NonFiniteLoss on every rank, before the update."""
-        total = total.to(self.engine.device)
-        dist.all_reduce(total)
+        total = sum_over_data(total.to(self.engine.device), self.layout)
         if not torch.isfinite(total):
             raise NonFiniteLoss(
                 f"step {self.step + 1}: the loss is {total.item()}, the weights were not touched. "

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from recloom.data_shards.packing import block_causal_mask
 from recloom.data_shards.renderer import SlotPosition
 from recloom.data_shards.stream import IGNORE, PackedRow, StepBatch
 from recloom.trainer.packed_attention import PACKED
+from recloom.trainer.vocabulary_loss import VocabularyShard, summed_cross_entropy
 
 
 class Objective(Protocol):
@@ -35,13 +35,14 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """The mean over answer tokens."""
+    """The mean over answer tokens. vocabulary: the words whose logits the model returns, None for all."""
 
     attention: str
     device: torch.device
+    vocabulary: VocabularyShard | None = None
 
     def loss(self, model: Any, row: PackedRow) -> torch.Tensor:
-        return answer_loss(model, row, self.attention, self.device)
+        return answer_loss(model, row, self.attention, self.device, self.vocabulary)
 
     def units(self, batch: StepBatch) -> int:
         return batch.num_answer_tokens
@@ -85,7 +86,13 @@ def soft_inputs(slots: list[SlotPosition], length: int, device: torch.device) ->
     return {name: tensor.to(device) for name, tensor in found.items()}
 
 
-def answer_loss(model: Any, row: PackedRow, attention: str, device: torch.device) -> torch.Tensor:
+def answer_loss(
+    model: Any,
+    row: PackedRow,
+    attention: str,
+    device: torch.device,
+    vocabulary: VocabularyShard | None = None,
+) -> torch.Tensor:
     """Summed negative log-likelihood of the row's answer tokens, float32 scalar.
 
     Position t predicts token t + 1, so logits are computed only where the next token has a label:
@@ -99,4 +106,4 @@ def answer_loss(model: Any, row: PackedRow, attention: str, device: torch.device
         return logits.float().sum() * 0.0
     logits_AV = model(**model_inputs(row, keep_A, attention, device)).logits[0]
     target_A = row.labels_T[1:][keep_A].to(device)
-    return cross_entropy(logits_AV.float(), target_A, reduction="sum")
+    return summed_cross_entropy(logits_AV, target_A, vocabulary)

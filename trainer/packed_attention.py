@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from recloom.trainer.block_attention import block_attention, pays
+
 PACKED = "packed"
 
 
@@ -41,15 +43,14 @@ def packed_attention(
         raise ValueError("packed attention takes boundaries, not a mask")
     parts = []
     for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+        query, key, value = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
+        if pays(query, dropout):
+            parts.append(block_attention(query, key, value, 0, scaling))
+            continue
+        has_groups = query.shape[1] != key.shape[1]
         parts.append(
             scaled_dot_product_attention(
-                query_BHTD[:, :, start:end],
-                key_BHTD[:, :, start:end],
-                value_BHTD[:, :, start:end],
-                is_causal=True,
-                scale=scaling,
-                dropout_p=dropout,
-                enable_gqa=query_BHTD.shape[1] != key_BHTD.shape[1],
+                query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=has_groups
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None

@@ -21,6 +21,7 @@ from recloom.trainer.planning.checks import (
     check_rows,
     check_schedule,
     check_templates,
+    check_tensor,
     check_training,
     named,
 )
@@ -69,7 +70,8 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
     checks = [
         check_data(config),
         check_templates(outline),
-        *(check_rows(named("batch", training, outline), training, cluster) for training in needed),
+        *(check for check in [check_tensor(config, model, cluster)] if check is not None),
+        *(check_rows(named("batch", t, outline), t, cluster, config.parallel.tensor) for t in needed),
         check_lengths(config, model, outline),
         *(check_schedule(named("schedule", training, outline), training) for training in needed),
         check_model(config, model, where),
@@ -91,18 +93,23 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
 def make_setup(config: RunConfig, model: ModelSize, training: Training, cluster: Cluster) -> Setup:
     row = max(training.settings.pack_length, training.longest_tokens)
     share = max(corpus.answer_share for corpus in training.corpora)
+    parallel = config.parallel
     return Setup(
         model=model,
         dtype=config.model.dtype,
-        zero_stage=config.parallel.zero_stage,
+        zero_stage=parallel.zero_stage,
         ranks=cluster.ranks,
         row_tokens=row,
         answer_tokens=int(share * row),
         longest_prompt=training.longest_tokens,
         checkpointing=training.settings.gradient_checkpointing,
-        offload=config.parallel.offload_optimizer and cluster.has_gpus,
+        offload=parallel.offload_optimizer and cluster.has_gpus,
         block=training.block,
         small=training.small,
+        tensor=parallel.tensor,
+        offload_parameters=parallel.offload_parameters and cluster.has_gpus,
+        hpz_size=parallel.hpz_size,
+        buckets=2 if parallel.overlap_communication and parallel.zero_stage in (1, 2) else 1,
     )
 
 

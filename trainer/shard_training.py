@@ -22,11 +22,13 @@ from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.console import Console
 from recloom.trainer.callbacks.evaluation import Evaluation
 from recloom.trainer.callbacks.metrics_log import MetricsLog
+from recloom.trainer.callbacks.preemption import Preemption
 from recloom.trainer.config import RunConfig, TrainingBlock
 from recloom.trainer.engine import Engine, deepspeed_json, load_partitioned
 from recloom.trainer.loop import Loop
 from recloom.trainer.loss import AnswerLoss, Objective
 from recloom.trainer.models import load_tokenizer
+from recloom.trainer.parallel_layout import RankLayout
 
 DeepSpeedSettings: TypeAlias = dict[str, Any]
 
@@ -99,15 +101,16 @@ def train_lesson(
     export: Callable[[Engine, Path], None],
 ) -> None:
     """The same on samples that are open and checked already."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
-    ds_config = deepspeed_json(config.model, training, config.parallel, world_size)
+    ds_config = deepspeed_json(config.model, training, config.parallel, dist.get_world_size())
     engine = Engine(build(ds_config), ds_config)
-    stream = make_stream(training, config.seed, lesson.train, rank, world_size, lesson.make_row)
-    objective = (
-        lesson.objective(engine) if lesson.objective else AnswerLoss(config.model.attention, engine.device)
-    )
-    loop = Loop(engine, stream, training, objective, callbacks(training, config.seed, label, lesson, out))
+    stream = make_stream(training, config.seed, lesson.train, engine.layout, lesson.make_row)
+    if lesson.objective:
+        objective = lesson.objective(engine)
+    else:
+        objective = AnswerLoss(config.model.attention, engine.device, engine.vocabulary)
+    hooks = callbacks(training, config.seed, label, lesson, out, engine.layout)
+    loop = Loop(engine, stream, training, objective, hooks)
     state = engine.load(out / "checkpoints")
     if state is not None:
         loop.load_state(state)
@@ -159,24 +162,25 @@ def make_stream(
     training: TrainingBlock,
     seed: int,
     source: TokenSource,
-    rank: int,
-    world_size: int,
+    layout: RankLayout,
     make_row: RowMaker | None = None,
 ) -> PackedStream:
-    rows = training.rows_per_step
-    return PackedStream(source, training.pack_length, rows, training.window, seed, rank, world_size, make_row)
+    """The rows of this rank; the ranks of a tensor-parallel group get the same."""
+    rows, rank, ranks = training.rows_per_step, layout.data_rank, layout.data_size
+    return PackedStream(source, training.pack_length, rows, training.window, seed, rank, ranks, make_row)
 
 
-def callbacks(training: TrainingBlock, seed: int, label: str, lesson: Lesson, out: Path) -> list[Callback]:
-    """Log first, so that a validation row follows its step; checkpoint last."""
+def callbacks(
+    training: TrainingBlock, seed: int, label: str, lesson: Lesson, out: Path, layout: RankLayout
+) -> list[Callback]:
+    """Log first, so that a validation row follows its step; checkpoint last, and only then leave."""
     log = MetricsLog(out, training.tensorboard)
     made: list[Callback] = [Console(label, training.log_every), log]
     if lesson.valid is not None:
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        stream = make_stream(training, seed, lesson.valid, rank, world_size, lesson.make_valid_row)
+        stream = make_stream(training, seed, lesson.valid, layout, lesson.make_valid_row)
         made.append(Evaluation(label, stream, training.evaluate_every, log))
-    made.append(Checkpoint(out / "checkpoints", training.checkpoint_every, training.keep_checkpoints))
-    return made
+    checkpoint = Checkpoint(out / "checkpoints", training.checkpoint_every, training.keep_checkpoints)
+    return [*made, checkpoint, Preemption(checkpoint)]
 
 
 def finish(

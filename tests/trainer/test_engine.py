@@ -12,11 +12,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fixed_samples import FixedSamples, training_block
+from fixed_samples import FixedSamples
+from plain_loop import plain_training
 from ranks import run_ranks
 
 from recloom.data_shards.errors import UserError
-from recloom.data_shards.stream import PackedStream
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
 from recloom.trainer.engine import deepspeed_json
 from recloom.trainer.loop import learning_rate
@@ -26,45 +26,10 @@ SCRIPT = Path(__file__).parent / "zero_ranks.py"
 
 @pytest.fixture(scope="module")
 def plain_losses(tiny_llama: Path) -> list[list[float]]:
-    """Independent reference: one process, one sample at a time, torch's AdamW and clipping."""
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    training = training_block()
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, attn_implementation="eager")
-    adam = torch.optim.AdamW(
-        model.parameters(),
-        lr=training.learning_rate,
-        betas=training.betas,
-        eps=training.eps,
-        weight_decay=0.01,
-    )
-    source = FixedSamples()
-    stream = PackedStream(source, training.pack_length, training.rows_per_step, 16, 3, 0, 1)
-    total_steps = sum(stream.num_steps(epoch) for epoch in range(training.epochs))
-    rows, step = [], 0
-    for _ in range(training.epochs):
-        for batch in stream:
-            loss = (
-                sum(sample_loss(model, source, index) for index in batch.sample_ids) / batch.num_answer_tokens
-            )
-            adam.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
-            adam.param_groups[0]["lr"] = learning_rate(step, total_steps, training)
-            adam.step()
-            rows.append([loss.item(), norm.item()])
-            step += 1
-    assert step >= 10
-    return rows
-
-
-def sample_loss(model: torch.nn.Module, source: FixedSamples, index: int) -> torch.Tensor:
-    ids = torch.from_numpy(source.ids(index)).long()
-    labels = ids.clone()
-    labels[: source.num_prompt_N[index]] = -100
-    logits = model(input_ids=ids[None]).logits[0, :-1]
-    return torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+    """Independent reference."""
+    steps = plain_training(tiny_llama, FixedSamples()).steps
+    assert len(steps) >= 10
+    return steps
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.metrics_log import MetricsLog
 from recloom.trainer.config import TrainingBlock
 from recloom.trainer.loop import Loop, StepRecord
+from recloom.trainer.parallel_layout import RankLayout
 
 State = dict[str, Any]
 EPOCHS, ROWS_PER_STEP = 3, 4
@@ -39,6 +40,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.updates, self.waiting = 0, 0
+        self.layout = RankLayout(dist.get_rank(), dist.get_world_size())
         self.saved: dict[Path, tuple[int, State]] = {}
         self.rates: list[float] = []
 
@@ -335,3 +337,18 @@ def test_an_epoch_that_is_closed_again_is_logged_once(ranks: Any, tmp_path: Path
             loop.run()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "value" in row] == [1, 2, 3]
+
+
+def test_ranks_of_a_tensor_parallel_group_draw_the_same(ranks: Any) -> None:
+    """What each of them holds whole must drop out alike; the rows are numbered as by data-parallel ranks."""
+    found = []
+    for rank in range(4):
+        ranks(rank, 4)
+        engine = FakeEngine()
+        engine.layout = RankLayout(rank, 4, tensor=2)
+        loop = make_loop(engine, [])
+        found.append([loop.row_seed(position) for position in range(2)])
+    ranks(0, 1)
+    alone = make_loop(FakeEngine(), [])
+    rows = [alone.row_seed(row) for row in range(4)]
+    assert found == [[rows[0], rows[2]]] * 2 + [[rows[1], rows[3]]] * 2

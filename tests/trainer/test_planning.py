@@ -43,6 +43,8 @@ from recloom.trainer.planning.tokens import samples_per_row
 from recloom.trainer.systems.llama4rec.planning import prompt_tokens
 from recloom.trainer.systems.llama4rec.settings import PromptsBlock
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 SEVEN, THIRTEEN, SEVENTY = (KNOWN[f"meta-llama/Llama-2-{size}-hf"] for size in ("7b", "13b", "70b"))
 
 

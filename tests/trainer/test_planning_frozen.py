@@ -32,6 +32,8 @@ from recloom.trainer.systems.a_llmrec.project import adapted
 from recloom.trainer.systems.a_llmrec.projection import Projection, Widths
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig, LoraBlock
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 OPT_SIX = KNOWN["facebook/opt-6.7b"]
 OPT = OptSize(128, 512, 4, 4, 4, 64, 512)
 LLAMA = ModelSize(128, 352, 4, 4, 1, 64, 512)

@@ -14,6 +14,8 @@ from recloom.trainer import packed_attention
 from recloom.trainer.planning.model_size import KNOWN, find_model, read_size
 from recloom.trainer.planning.shapes import GlmSize
 
+pytestmark = pytest.mark.usefixtures("fused_attention")
+
 NAME = "zai-org/glm-4-9b-hf"
 NINE = KNOWN[NAME]
 SMALL = GlmSize(128, 352, 2, 4, 1, 64, 512, head_width=48)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 
 from recloom.data_shards.stream import PackedStream
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.metrics_log import MetricsLog
 from recloom.trainer.loop import Loop, StepRecord
+from recloom.trainer.parallel_layout import sum_over_data
 
 
 class Evaluation(Callback):
@@ -39,5 +39,4 @@ class Evaluation(Callback):
                 for row in batch.rows:
                     total += loop.objective.loss(loop.engine, row).double()
         loop.engine.train(True)
-        dist.all_reduce(total)
-        return total.item() / units
+        return sum_over_data(total, loop.layout).item() / units

@@ -54,6 +54,6 @@ def more_gpus(setup: Setup, usable: float) -> list[str]:
     while factor <= MAX_FACTOR:
         ranks = setup.ranks * factor
         if fits(replace(setup, ranks=ranks), usable):
-            return [f"{ranks} GPUs ({setup.block}.rows_per_step: a multiple of {ranks})"]
+            return [f"{ranks} GPUs ({setup.block}.rows_per_step: a multiple of {ranks // setup.tensor})"]
         factor *= 2
     return []

@@ -10,6 +10,7 @@ from recloom.data_shards.textualize.template import load_template
 from recloom.data_shards.textualize.template_sets import TaskFamily, load_set
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_rules import named_paths
+from recloom.trainer.parallel_layout import undivided
 from recloom.trainer.planning.changes import fitting_changes
 from recloom.trainer.planning.cluster import Cluster, gib
 from recloom.trainer.planning.memory import RESERVE, Setup, training_memory
@@ -58,15 +59,34 @@ def check_templates(outline: Outline) -> Check:
     return Check("templates", "ok", ", ".join(template for template, _ in shown))
 
 
-def check_rows(name: str, training: Training, cluster: Cluster) -> Check:
-    rows, ranks = training.settings.rows_per_step, cluster.ranks
+def check_tensor(config: RunConfig, model: ModelSize | None, cluster: Cluster) -> Check | None:
+    """Whether ranks and heads can be divided; None without tensor parallelism."""
+    tensor, name = config.parallel.tensor, "tensor parallel"
+    if tensor == 1:
+        return None
+    if cluster.ranks % tensor:
+        text = f"parallel.tensor = {tensor}: {cluster.ranks} ranks can't form groups of {tensor}"
+        return Check(name, "FAIL", f"{text}, set it to a divisor of {cluster.ranks}")
+    fault = undivided(tensor, model.heads, model.kv_heads) if model is not None else None
+    if fault is not None:
+        return Check(name, "FAIL", fault)
+    text = f"{cluster.ranks // tensor} data-parallel groups of {tensor} ranks"
+    if cluster.ranks_per_node % tensor == 0:
+        return Check(name, "ok", text)
+    slow = f"a group reaches over nodes of {cluster.ranks_per_node} ranks and waits for the network in every"
+    return Check(name, "note", f"{text}, but {slow} layer: set parallel.tensor to a divisor of that")
+
+
+def check_rows(name: str, training: Training, cluster: Cluster, tensor: int = 1) -> Check:
+    rows, ranks = training.settings.rows_per_step, max(1, cluster.ranks // tensor)
+    kind = "ranks" if tensor == 1 else f"groups of {tensor} ranks"
     if rows % ranks == 0:
-        return Check(name, "ok", f"{rows} rows a step, {rows // ranks} on each of {ranks} ranks")
+        return Check(name, "ok", f"{rows} rows a step, {rows // ranks} on each of {ranks} {kind}")
     near = sorted({max(1, rows // ranks) * ranks, -(-rows // ranks) * ranks})
     return Check(
         name,
         "FAIL",
-        f"{training.block}.rows_per_step = {rows} can't be shared evenly by {ranks} ranks: "
+        f"{training.block}.rows_per_step = {rows} can't be shared evenly by {ranks} {kind}: "
         f"set it to {' or '.join(map(str, near))}",
     )
 

@@ -52,7 +52,7 @@ def memory_lines(setup: Setup, training: Training, outline: Outline, cluster: Cl
         lines.insert(0, (labelled("trained", training, outline), trained))
     host = host_bytes(setup, cluster.ranks_per_node)
     if host:
-        lines.append(("main memory", f"{gib(host)} a node for the offloaded optimizer: not checked here"))
+        lines.append(("main memory", f"{gib(host)} a node for what is offloaded: not checked here"))
     return lines
 
 
@@ -60,7 +60,8 @@ def disk_line(setup: Setup, training: Training, outline: Outline) -> Line:
     """Only what is trained is kept."""
     settings = training.settings
     kept = settings.keep_checkpoints + 1 if settings.checkpoint_every else 0
-    state, weights = 14 * setup.trained * kept, 2 * setup.trained
+    trained = setup.small.parameters if setup.small else setup.model.parameters
+    state, weights = 14 * trained * kept, 2 * trained
     text = f"{gib(state)} of checkpoints while a model is tuned, {gib(weights)} exported"
     return labelled("disk", training, outline), text
 
@@ -95,11 +96,11 @@ def step_traffic(config: RunConfig, setup: Setup, training: Training, cluster: C
     """Bytes that a GPU receives in a step (Rajbhandari et al. 2020, section 7).
 
     Per row, ZeRO-3 gathers the weights twice and reduces the gradients of the trained ones; the other
-    stages move twice the trained weights' size a step.
+    stages move twice the trained weights' size a step. What tensor-parallel ranks exchange stays in the node.
     """
-    rows = -(-training.settings.rows_per_step // cluster.ranks)
+    rows = -(-training.settings.rows_per_step // setup.data_ranks)
     moved = rows * (2 * setup.held + setup.trained) if config.parallel.zero_stage == 3 else 2 * setup.trained
-    return moved * BYTES[config.model.dtype] * (1 - 1 / cluster.ranks)
+    return moved * BYTES[config.model.dtype] * (1 - 1 / setup.data_ranks)
 
 
 def start_line(cluster: Cluster) -> Line:

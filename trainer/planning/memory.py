@@ -1,7 +1,8 @@
 """Memory of training under ZeRO and of vLLM, in bytes, by arithmetic.
 
-Shapes in formulas: P parameters, N trained ones, W ranks, e bytes of a weight (2 for bfloat16), T tokens
-of a row, A answer tokens of a row, V vocabulary.
+Shapes in formulas: P parameters, N trained ones, W data-parallel ranks, e bytes of a weight (2 for
+bfloat16), T tokens of a row, A answer tokens of a row, V vocabulary. Under tensor parallelism P and V are
+one rank's part of the model; what is trained beside a frozen model stays whole.
 
 Model state of one rank (Rajbhandari et al. 2020, "ZeRO", section 3): weights e P, gradients e N,
 fp32 master weights and two Adam moments 12 N; stage 1 divides the last by W, stage 2 also the
@@ -11,7 +12,9 @@ On top DeepSpeed 0.19 holds, by its defaults:
   - at stage 3 up to 1e9 gathered parameters and the gradient of the largest single weight;
   - in the update the gradients and one Adam buffer in fp32, 8 bytes a trained parameter of the rank, at
     stage 3 for 1e9 parameters at a time. Activations are gone by then: the larger of both counts.
-An offloaded optimizer moves the last 12 N and the divided gradients into main memory.
+An offloaded optimizer moves the last 12 N and the divided gradients into main memory, offloaded parameters
+the weights that are not gathered. hpZ keeps a second copy of the weights among the ranks of a node. When
+layers are divided, a rank holds its part of the model for a moment, before ZeRO-3 divides it: `start`.
 
 Activations of a layer are in shapes.py. With gradient checkpointing each layer keeps its input, and one
 layer is recomputed at a time.
@@ -66,27 +69,38 @@ class Setup:
     offload: bool
     block: str = "training"
     small: SmallParts | None = None
+    tensor: int = 1
+    offload_parameters: bool = False
+    hpz_size: int = 1
+    buckets: int = 1
 
     @property
     def element(self) -> int:
         return BYTES[self.dtype]
 
     @property
+    def data_ranks(self) -> int:
+        return max(1, self.ranks // self.tensor)
+
+    @property
     def trained(self) -> int:
-        return self.small.parameters if self.small else self.model.parameters
+        """Parameters that a tensor-parallel rank trains."""
+        return self.small.parameters if self.small else self.model.parameters // self.tensor
 
     @property
     def held(self) -> int:
-        return self.model.parameters + (self.small.parameters if self.small else 0)
+        small = self.small.parameters if self.small else 0
+        return self.model.parameters // self.tensor + small
 
     def share(self, parameters: int, from_stage: int) -> float:
         """What one rank has of parameters that are divided from a stage on."""
-        return parameters / (self.ranks if self.zero_stage >= from_stage else 1)
+        return parameters / (self.data_ranks if self.zero_stage >= from_stage else 1)
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on one rank's device. Either `gathered`, `activations` and `logits` are held, or `update`."""
+    """Bytes on one rank's device. Either `gathered`, `activations` and `logits` are held, or `update`;
+    `start` only before there is any other."""
 
     weights: float
     gradients: float
@@ -97,11 +111,12 @@ class TrainingMemory:
     logits: float
     update: float
     constants: float
+    start: float = 0.0
 
     @property
     def total(self) -> float:
         state = self.weights + self.gradients + self.optimizer + self.bucket + self.constants
-        return state + max(self.gathered + self.activations + self.logits, self.update)
+        return max(self.start, state + max(self.gathered + self.activations + self.logits, self.update))
 
     def parts(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -112,26 +127,30 @@ def training_memory(setup: Setup) -> TrainingMemory:
     has_master = setup.dtype != "float32" or setup.zero_stage > 0
     updated = setup.share(setup.trained, 1)
     at_once = min(updated, SUB_GROUP) if setup.zero_stage == 3 else updated
-    largest = setup.small.largest if setup.small else model.largest_parameter
+    largest = setup.small.largest if setup.small else model.largest_parameter // setup.tensor
     gathered = min(setup.held, LIVE) + largest
     gradients = element * setup.share(setup.trained, 2)
+    secondary = setup.held / setup.hpz_size if setup.hpz_size > 1 else 0.0
+    primary = 0.0 if setup.offload_parameters else setup.share(setup.held, 3)
+    divides_late = setup.tensor > 1 and setup.zero_stage == 3
     return TrainingMemory(
-        weights=element * setup.share(setup.held, 3),
+        weights=element * (primary + secondary),
         gradients=gradients if on_device or setup.zero_stage < 2 else 0.0,
         optimizer=(12 if has_master else 8) * updated if on_device else 0.0,
-        bucket=element * BUCKET if setup.zero_stage > 0 else 0.0,
+        bucket=setup.buckets * element * BUCKET if setup.zero_stage > 0 else 0.0,
         gathered=element * gathered if setup.zero_stage == 3 else 0.0,
         activations=activation_bytes(setup),
-        logits=setup.answer_tokens * model.vocab * (8 + 2 * element),
+        logits=setup.answer_tokens * model.vocab // setup.tensor * (8 + 2 * element),
         update=8 * at_once if on_device else 0.0,
         constants=setup.small.constants if setup.small else 0.0,
+        start=float(element * setup.held) if divides_late else 0.0,
     )
 
 
 def activation_bytes(setup: Setup) -> int:
     """All layers' activations, or their inputs and one layer's; embedding and last norm with them."""
     model, element, small = setup.model, setup.element, setup.small
-    one = model.layer_activations(element, frozen=small is not None)
+    one = model.layer_activations(element, small is not None, setup.tensor)
     one += element * small.layer_elements if small else 0
     width = element * model.hidden
     layers = model.layers * width + one if setup.checkpointing else model.layers * one
@@ -139,10 +158,11 @@ def activation_bytes(setup: Setup) -> int:
 
 
 def host_bytes(setup: Setup, ranks_per_node: int) -> float:
-    """Main memory of a node for an offloaded optimizer: 12 N state, 2 + 4 N gradients, and slack."""
-    if not setup.offload:
-        return 0.0
-    return HOST_FACTOR * (16 + setup.element) * setup.share(setup.trained, 1) * ranks_per_node
+    """Main memory of a node for what is offloaded, with slack: of an optimizer 12 N state and 4 + e N
+    gradients, of parameters e P."""
+    held = (16 + setup.element) * setup.share(setup.trained, 1) if setup.offload else 0.0
+    held += setup.element * setup.share(setup.held, 3) if setup.offload_parameters else 0.0
+    return HOST_FACTOR * held * ranks_per_node
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.models import SMOLLM2, resolve_model
+from recloom.trainer.parallel_layout import undivided
 from recloom.trainer.planning.shapes import GlmSize, ModelSize, OptSize
 
 LLAMA_SHAPED = ("llama", "mistral", "qwen2")
@@ -39,6 +40,14 @@ def find_model(name: str) -> tuple[ModelSize | None, str]:
         return read_size(cached), "in the Hugging Face cache, missing files are downloaded"
     login = " (LLaMA asks for a login)" if name.startswith("meta-llama/") else ""
     return KNOWN.get(name), f"not on this machine, downloaded at first use{login}"
+
+
+def check_division(name: str, tensor: int) -> None:
+    """Raises UserError when tensor parallelism can't divide a model, as far as its dimensions are known."""
+    model, _ = find_model(name) if tensor > 1 else (None, "")
+    fault = undivided(tensor, model.heads, model.kv_heads) if model is not None else None
+    if fault is not None:
+        raise UserError(f"{fault}.")
 
 
 def hub_config(name: str) -> Path | None:

@@ -6,7 +6,9 @@ width, a heads, L layers, V vocabulary, s tokens of a sample, e bytes of a weigh
 Activations of a layer and token, after Korthikanti et al. 2022 ("Reducing Activation Recomputation
 in Large Transformer Models", section 4), recounted for transformers' code with an attention that
 keeps no scores. A frozen linear layer needs its weight alone for the gradient to its input, so the
-inputs of the linear layers, which training keeps, are not kept there.
+inputs of the linear layers, which training keeps, are not kept there. Tensor parallelism divides what is
+between a layer's column- and row-parallel halves, heads and MLP, and leaves what norms read whole
+(section 4.2 there).
 """
 
 from __future__ import annotations
@@ -65,16 +67,18 @@ class ModelSize:
         """The biggest single weight: what ZeRO-3 gathers and reduces in one piece."""
         return self.hidden * max(self.vocab, self.intermediate, self.query_width)
 
-    def layer_activations(self, element: int, frozen: bool) -> int:
-        """Bytes that one layer keeps of one token for the backward pass.
+    def layer_activations(self, element: int, frozen: bool, tensor: int = 1) -> int:
+        """Bytes that one layer keeps of one token for the backward pass, on one of `tensor` ranks.
 
         Two norms 8h (the fp32 input) and, trained, 4eh (the normalised, the scaled); attention
         e (2q + 2k) + 4a (q, k, v, output) and eq (the output's copy); MLP 3ef and ef (the last linear
         layer's input); statistics 8.
         """
-        trained = 4 * self.hidden + self.query_width + self.intermediate
-        both = 2 * (self.query_width + self.key_width) + 3 * self.intermediate
-        return 8 * self.hidden + 4 * self.heads + 8 + element * (both + (0 if frozen else trained))
+        inputs = 0 if frozen else self.query_width + self.intermediate
+        divided = 2 * (self.query_width + self.key_width) + 3 * self.intermediate + inputs
+        whole = 0 if frozen else 4 * self.hidden
+        parts = (4 * self.heads + element * divided) // tensor
+        return 8 * self.hidden + 8 + element * whole + parts
 
     def cache_bytes(self, element: int) -> int:
         """Key-value cache of one token: 2 L k elements."""
@@ -118,11 +122,12 @@ class OptSize(ModelSize):
         embeddings = self.vocab * (1 if self.tied else 2) + self.positions + 2
         return self.layers * self.layer_parameters + self.hidden * (embeddings + 2)
 
-    def layer_activations(self, element: int, frozen: bool) -> int:
+    def layer_activations(self, element: int, frozen: bool, tensor: int = 1) -> int:
         """Norms 2eh (their inputs) and 4e (statistics), attention 4eh + 4a, MLP ef; trained, 3eh beside
         (the inputs of the queries, of the output and of the MLP)."""
-        kept = (6 if frozen else 9) * self.hidden + self.intermediate
-        return element * (kept + 4) + 4 * self.heads
+        whole = (2 if frozen else 4) * self.hidden + 4
+        divided = (4 if frozen else 5) * self.hidden + self.intermediate
+        return element * whole + (element * divided + 4 * self.heads) // tensor
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,9 @@ class GlmSize(ModelSize):
     def largest_parameter(self) -> int:
         return self.hidden * max(self.vocab, 2 * self.intermediate, self.query_width)
 
-    def layer_activations(self, element: int, frozen: bool) -> int:
+    def layer_activations(self, element: int, frozen: bool, tensor: int = 1) -> int:
         """LLaMA's; sine and cosine, which each layer makes anew for half of a head, e q / a; for each norm
         more 4h (the fp32 input), a statistic and, trained, eh (the normalised: no linear layer reads it)."""
         turned = element * self.query_width // self.heads
         norm = 4 * self.hidden + 4 + (0 if frozen else element * self.hidden)
-        return super().layer_activations(element, frozen) + turned + (self.norms - 2) * norm
+        return super().layer_activations(element, frozen, tensor) + turned + (self.norms - 2) * norm

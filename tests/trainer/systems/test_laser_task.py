@@ -101,6 +101,15 @@ def test_users_without_a_history_are_not_asked(folder: Path) -> None:
     assert one_item and not one_item & learned
 
 
+def test_training_samples_are_drawn_from_those_of_all_users(folder: Path) -> None:
+    some, more, everything = (
+        told(task_of(folder, targets="all", samples=count).train) for count in (12, 30, None)
+    )
+    assert some.items() < more.items() < everything.items() and len(some) == 12 and len(more) == 30
+    assert len({user for user, _ in more}) > 5, "of many users"
+    assert told(task_of(folder, samples=10**6).train) == told(task_of(folder).train)
+
+
 @settings(max_examples=30, derandomize=True, deadline=None)
 @given(st.sampled_from(sorted(PARTS)), st.integers(1, 45), st.integers(0, 45), st.integers(0, 3))
 def test_a_larger_sample_holds_the_smaller(folder: Path, name: str, fewer: int, more: int, seed: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,7 +30,7 @@ from blank_networks import (
 from recloom.data_shards.blank_rows import EMPTY
 from recloom.data_shards.masking import Masked, attention_mask
 from recloom.data_shards.stream import IGNORE, StepBatch
-from recloom.trainer.systems.recsysllm import objective
+from recloom.trainer.parallel_layout import RankLayout
 from recloom.trainer.systems.recsysllm.network import BlankInfiller
 from recloom.trainer.systems.recsysllm.objective import BlankLoss
 
@@ -113,9 +114,9 @@ def test_units_are_the_targets_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> 
     def add_another_rank(total: Tensor) -> None:
         total += 7
 
-    monkeypatch.setattr(objective.dist, "all_reduce", add_another_rank)
+    monkeypatch.setattr(dist, "all_reduce", add_another_rank)
     batch = StepBatch(0, 0, [row_of(texts[:2]), row_of([EMPTY]), row_of(texts[2:])], 999, [])
-    assert LOSS.units(batch) == own + 7
+    assert BlankLoss(torch.device("cpu"), RankLayout(0, 2)).units(batch) == own + 7
     assert LOSS.told() == {}
 
 

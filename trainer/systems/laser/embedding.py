@@ -27,6 +27,7 @@ from recloom.data_shards.artifacts import (
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.packing import pack_window
 from recloom.data_shards.stream import build_row
+from recloom.trainer.parallel_layout import ALONE, RankLayout, sum_over_data
 from recloom.trainer.systems.laser.objective import RowReader, nothing
 from recloom.trainer.systems.laser.settings import EmbedBlock
 
@@ -34,7 +35,14 @@ FILE = "vectors.safetensors"
 Value = TypeVar("Value")
 
 
-def embed(engine: Any, reader: RowReader, settings: EmbedBlock, folder: Path, label: str) -> Tensor:
+def embed(
+    engine: Any,
+    reader: RowReader,
+    settings: EmbedBlock,
+    folder: Path,
+    label: str,
+    layout: RankLayout = ALONE,
+) -> Tensor:
     """Vectors (N, H) in float32, of every text of `reader.source`, in its order; on all ranks.
 
     A folder that is complete is read, one that is not goes on behind its last whole chunk. Called by all
@@ -48,7 +56,7 @@ def embed(engine: Any, reader: RowReader, settings: EmbedBlock, folder: Path, la
     shown = tqdm(chunks, desc=label, unit="chunk", disable=None if is_first() else True)
     for number, chunk in enumerate(shown):
         if number >= done:
-            vectors_MH = embed_chunk(engine, reader, chunk, settings.pack_length)
+            vectors_MH = embed_chunk(engine, reader, chunk, settings.pack_length, layout)
             if is_first():
                 save_part(folder, number, vectors_MH)
     wait_for_all()
@@ -85,13 +93,14 @@ def chunks_of(total: int, size: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def embed_chunk(engine: Any, reader: RowReader, chunk: Sequence[int], capacity: int) -> Tensor:
+def embed_chunk(
+    engine: Any, reader: RowReader, chunk: Sequence[int], capacity: int, layout: RankLayout
+) -> Tensor:
     """Vectors (M, H): each rank reads its rows, and all add up what the others left at zero."""
-    rank, world_size = ranks()
     rows = [[chunk[place] for place in row] for row in pack_window(reader.source.lengths_N[chunk], capacity)]
-    rows += [[]] * (-len(rows) % world_size)  # under ZeRO-3 all ranks gather weights equally often
+    rows += [[]] * (-len(rows) % layout.data_size)  # under ZeRO-3 all ranks gather weights equally often
     vectors_MH = None
-    for row in rows[rank::world_size]:
+    for row in rows[layout.data_rank :: layout.data_size]:
         output = reader.read(engine, build_row(reader.source, row))
         if vectors_MH is None:
             width = output.states_SH.shape[1]
@@ -102,9 +111,7 @@ def embed_chunk(engine: Any, reader: RowReader, chunk: Sequence[int], capacity: 
         else:
             nothing(output)
     assert vectors_MH is not None
-    if world_size > 1:
-        dist.all_reduce(vectors_MH)
-    return vectors_MH.cpu()
+    return sum_over_data(vectors_MH, layout).cpu()
 
 
 def is_complete(folder: Path) -> bool:

@@ -76,7 +76,8 @@ class Epochs(Callback):
 
     def embed(self, loop: Loop, reader: RowReader, folder: Path, what: str) -> Tensor:
         loop.engine.train(False)
-        vectors_NH = embed(loop.engine, reader, self.settings, folder, f"{self.label}: {what}")
+        name = f"{self.label}: {what}"
+        vectors_NH = embed(loop.engine, reader, self.settings, folder, name, loop.layout)
         loop.engine.train(True)
         return vectors_NH
 

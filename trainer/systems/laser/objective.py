@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.stream import PackedRow, StepBatch
+from recloom.trainer.parallel_layout import ALONE, RankLayout, sum_over_data
 from recloom.trainer.systems.laser.bituning import BiTuningOutput
 from recloom.trainer.systems.laser.losses import laser_losses
 from recloom.trainer.systems.laser.settings import BiTuneBlock
@@ -61,8 +61,10 @@ class RowReader:
 class LaserLoss:
     """An Objective (trainer/loss.py) whose units are users. `items_IH` is set before each epoch."""
 
-    def __init__(self, reader: RowReader, settings: BiTuneBlock, experts: int | None) -> None:
-        self.reader, self.settings = reader, settings
+    def __init__(
+        self, reader: RowReader, settings: BiTuneBlock, experts: int | None, layout: RankLayout = ALONE
+    ) -> None:
+        self.reader, self.settings, self.layout = reader, settings, layout
         self.items_IH: Tensor | None = None
         self.sums = torch.zeros(3 + (experts or 0), dtype=torch.float64)  # users, losses, users an expert
 
@@ -93,8 +95,7 @@ class LaserLoss:
 
     def told(self) -> dict[str, float]:
         """Both losses, and the share of the users that each expert takes; counts anew."""
-        sums = self.sums.clone().to(self.reader.device)
-        dist.all_reduce(sums)
+        sums = sum_over_data(self.sums.to(self.reader.device), self.layout).clone()
         self.sums.zero_()
         users, contrastive, balance, *taken = sums.tolist()
         told = {"contrastive": contrastive / users}

@@ -8,6 +8,7 @@ cut. What M-Former itself keeps for the backward pass is left out: at the paper'
 from __future__ import annotations
 
 import math
+import sys
 
 from recloom.data_shards.textualize import browsing
 from recloom.trainer.planning.cluster import gib
@@ -78,12 +79,13 @@ def as_read(config: LaserConfig, settings: StageBlock, data: DataSize) -> StageB
 
 
 def make_texts(config: LaserConfig, name: str, settings: StageBlock, data: DataSize) -> Corpus:
-    """One text a user, or one a training item but the first; no answer follows."""
+    """One text a user, or one a training item but the first, or a sample of these; no answer follows."""
     users = learned_users(config, data)
     each = 1.0 if config.learn.targets == "last" else data.length - HELD_OUT
+    texts = min(int(users * each), config.learn.samples or sys.maxsize)
     mean = text_tokens(config, data) + added(config)
     longest = longest_text(config) / mean
-    return make_corpus(name, max(1, int(users * each)), [mean], 0, settings, longest)
+    return make_corpus(name, max(1, texts), [mean], 0, settings, longest)
 
 
 def learned_users(config: LaserConfig, data: DataSize) -> int:

@@ -51,6 +51,9 @@ class LearnBlock(Block):
     users: PositiveInt | None = Field(
         default=None, description="Users that the LLM is trained on, a sample; empty: all."
     )
+    samples: PositiveInt | None = Field(
+        default=None, description="Training samples of these users, drawn from all of them; empty: all."
+    )
     validation: PositiveInt | None = Field(
         default=None, description="Users of whom NDCG@10 picks the epoch, a sample; empty: all."
     )

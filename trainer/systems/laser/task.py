@@ -17,7 +17,8 @@ from recloom.trainer.preparation import load_data
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.laser.settings import LaserConfig, LearnBlock
 
-SHARE_NUMBER, LEARNED_NUMBER, VALID_NUMBER, TEST_NUMBER = 50, 51, 52, 53  # one stream of draws each
+# One stream of draws each.
+SHARE_NUMBER, LEARNED_NUMBER, VALID_NUMBER, TEST_NUMBER, SAMPLES_NUMBER = 50, 51, 52, 53, 54
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def learned_share(splits: Splits, num_users: int, learn: LearnBlock) -> Splits:
 
 
 def training_examples(sequences: list[np.ndarray], learn: LearnBlock) -> list[Example]:
-    """The last training item of a user, or every one but the first."""
+    """The last training item of a user, or every one but the first; of all these maybe a sample."""
     users = np.flatnonzero([len(items) > 1 for items in sequences])
     found = []
     for user in first_of(len(users), learn.users, learn.seed, LEARNED_NUMBER):
@@ -76,7 +77,7 @@ def training_examples(sequences: list[np.ndarray], learn: LearnBlock) -> list[Ex
         found += [
             Example(int(users[user]), items[:place], int(items[place])) for place in range(first, len(items))
         ]
-    return found
+    return [found[n] for n in first_of(len(found), learn.samples, learn.seed, SAMPLES_NUMBER)]
 
 
 def asked_examples(queries: Queries, learn: LearnBlock, part: str) -> list[Example]:

@@ -17,6 +17,7 @@ from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.console import Console
 from recloom.trainer.callbacks.metrics_log import MetricsLog
+from recloom.trainer.callbacks.preemption import Preemption
 from recloom.trainer.engine import (
     Engine,
     deepspeed_json,
@@ -58,7 +59,6 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     """Train one stage of one method. Called on every rank."""
     config, settings = run.config, stage_settings(run.config, method, stage)
     out, label = out_folder(run, method, stage), f"bitune {stage} {method.key}"
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     set_threads()
     torch.manual_seed(config.seed)
     texts = run.path("texts")
@@ -70,11 +70,11 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
         for name in ("train", "items", "valid")
     }
     states = method_states(run, method)
-    ds_config = deepspeed_json(config.model, settings, config.parallel, world_size)
+    ds_config = deepspeed_json(config.model, settings, config.parallel, dist.get_world_size())
     engine = Engine(build(run, method, stage, ds_config, states, renderer.eos_id), ds_config)
     readers = {name: RowReader(source, states, engine.device) for name, source in sources.items()}
-    objective = LaserLoss(readers["train"], config.bitune, experts_of(engine))
-    stream = make_stream(settings, config.seed, sources["train"], rank, world_size)
+    objective = LaserLoss(readers["train"], config.bitune, experts_of(engine), engine.layout)
+    stream = make_stream(settings, config.seed, sources["train"], engine.layout)
     fixed_IH = read_vectors(model_folder(run, method, 1) / ITEMS) if stage == 2 else None
     loop = Loop(
         engine,
@@ -90,7 +90,7 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     told = read_manifest(out / "best")
     best = {name: told[name] for name in ("epoch", METRIC)}
     finish(engine, out / "model", lambda engine, folder: take_best(out, folder), loop.step, **best)
-    if rank == 0:
+    if dist.get_rank() == 0:
         shutil.rmtree(out / "best")
     engine.close()
 
@@ -166,13 +166,17 @@ def callbacks(
     readers: dict[str, RowReader],
     fixed_IH: Tensor | None,
 ) -> list[Callback]:
-    """Log first, so that a validation row follows its step; checkpoint last."""
+    """Log first, so that a validation row follows its step; checkpoint last, and only then leave."""
     log = MetricsLog(out, settings.tensorboard)
+    checkpoint = Checkpoint(
+        out / "checkpoints", settings.checkpoint_every, settings.keep_checkpoints, epochs=True
+    )
     return [
         Console(label, settings.log_every),
         log,
         Epochs(label, objective, readers["items"], readers["valid"], run.config.embed, out, log, fixed_IH),
-        Checkpoint(out / "checkpoints", settings.checkpoint_every, settings.keep_checkpoints, epochs=True),
+        checkpoint,
+        Preemption(checkpoint),
     ]
 
 

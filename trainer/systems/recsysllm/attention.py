@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from recloom.trainer.block_attention import block_attention, pays
 from recloom.trainer.packed_attention import no_mask
 
 BLANKS = "blanks"
@@ -76,7 +77,9 @@ def sample_attention(
     scaling: float | None,
     dropout: float,
 ) -> list[Tensor]:
-    """Part A's output, and part B's where there is one."""
+    """Part A's output and part B's where there is one, or both in one."""
+    if pays(query_BHTD, dropout):
+        return [block_attention(query_BHTD, key_BHTD, value_BHTD, num_a, scaling)]
     length = query_BHTD.shape[2]
     options: dict[str, Any] = {
         "scale": scaling,

@@ -74,7 +74,7 @@ def make_lesson(run: Run[RecSysLLMConfig], method: Method) -> Lesson:
         valid,
         rows(train, config.pretrain.answer_share),
         rows(valid, 1.0) if valid is not None else None,
-        lambda engine: BlankLoss(engine.device),
+        lambda engine: BlankLoss(engine.device, engine.layout),
     )
 
 

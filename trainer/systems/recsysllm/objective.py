@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from recloom.data_shards.blank_rows import BlankRow
 from recloom.data_shards.stream import IGNORE, PackedRow, StepBatch
+from recloom.trainer.parallel_layout import ALONE, RankLayout, sum_over_data
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class BlankLoss:
     """The mean over the targets of a step."""
 
     device: torch.device
+    layout: RankLayout = ALONE
 
     def loss(self, model: Any, row: PackedRow) -> torch.Tensor:
         """Summed over the row. An empty row gives zero with a gradient path."""
@@ -42,9 +43,7 @@ class BlankLoss:
     def units(self, batch: StepBatch) -> int:
         """Targets over all ranks: they are drawn with the masks, so no rank knows those of another."""
         own = sum(int((row.labels_T != IGNORE).sum()) for row in batch.rows)
-        total = torch.tensor(own, device=self.device)
-        dist.all_reduce(total)
-        return int(total)
+        return int(sum_over_data(torch.tensor(own, device=self.device), self.layout))
 
     def told(self) -> dict[str, float]:
         return {}

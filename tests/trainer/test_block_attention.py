@@ -1,0 +1,82 @@
+"""Attention by matrix products, against a softmax over all pairs of tokens written out.
+
+Shapes: B = 1 row, H heads of queries, K heads of keys, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recloom.trainer import block_attention as blocks
+from recloom.trainer.block_attention import BLOCK, LONGEST, block_attention, pays
+from recloom.trainer.packed_attention import packed_attention
+
+HEADS = [(1, 1), (4, 4), (9, 3), (6, 1)]
+# One token, one block, a block's end and what lies just behind it, several blocks.
+LENGTHS = [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 37]
+
+
+def random_heads(length: int, heads: tuple[int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(length)
+    counts = (heads[0], heads[1], heads[1])
+    return [torch.randn(1, n, length, 8, dtype=dtype).requires_grad_() for n in counts]
+
+
+def dense(heads: list[Tensor], prefix: int, scale: float) -> Tensor:
+    query, key, value = heads
+    key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+    place_T = torch.arange(query.shape[2])
+    sees_TT = (place_T < prefix) | (place_T <= place_T[:, None])
+    scores = (query @ key.transpose(2, 3)) * scale
+    return scores.masked_fill(~sees_TT, -torch.inf).softmax(-1) @ value
+
+
+def gradients(out: Tensor, heads: list[Tensor]) -> list[Tensor]:
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
+    return list(torch.autograd.grad((out * weight).sum(), heads))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    length=st.sampled_from(LENGTHS),
+    share=st.floats(0, 1),
+    heads=st.sampled_from(HEADS),
+    scale=st.sampled_from([None, 0.3]),
+)
+def test_equals_the_dense_softmax(
+    length: int, share: float, heads: tuple[int, int], scale: float | None
+) -> None:
+    prefix = round(share * length)
+    given = random_heads(length, heads)
+    found, wanted = block_attention(*given, prefix, scale), dense(given, prefix, scale or 8**-0.5)
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(gradients(found, given), gradients(wanted, given), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_pays_only_in_short_bfloat16_on_a_cpu() -> None:
+    query = torch.zeros(1, 1, LONGEST, 2, dtype=torch.bfloat16)
+    assert pays(query, 0.0)
+    assert not pays(query, 0.1)
+    assert not pays(query.float(), 0.0)
+    assert not pays(query.to("meta"), 0.0)
+    assert not pays(torch.cat([query, query], dim=2), 0.0)
+
+
+def test_packed_rows_in_bfloat16_are_near_the_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both round to bfloat16; the sharper bound is that of float64 above."""
+    boundaries = [0, *accumulate([3, 200, 1, 130])]
+    heads = random_heads(boundaries[-1], (9, 3), torch.bfloat16)
+    ours = packed_attention(torch.nn.Module(), *heads, None, boundaries)[0]
+    monkeypatch.setattr(blocks, "LONGEST", 0)
+    fused = packed_attention(torch.nn.Module(), *heads, None, boundaries)[0]
+    assert not torch.equal(ours, fused), "the fused attention ran both times"
+    torch.testing.assert_close(ours, fused, atol=0.03, rtol=0.03)
+    for mine, theirs in zip(gradients(ours, heads), gradients(fused, heads), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0.05, rtol=0.05)
