@@ -148,9 +148,12 @@ class SentenceEncoder(nn.Module):
     ("Freeze SBERT" of A-LLMRec's Table 6).
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, layout: Layout, frozen: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, layout: Layout, frozen: bool = False, autocast: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.layout, self.frozen = model, tokenizer, layout, frozen
+        self.autocast = autocast
         config: Any = model.config
         self.width: int = config.hidden_size
         if layout.width not in (None, self.width):
@@ -164,8 +167,8 @@ class SentenceEncoder(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, folder: Path, frozen: bool = False) -> Self:
-        """The encoder of a sentence-transformers folder, in float32."""
+    def load(cls, folder: Path, frozen: bool = False, autocast: bool = False) -> Self:
+        """The encoder of a sentence-transformers folder, in float32; `autocast`: in training its products in bfloat16."""
         from transformers import AutoModel, AutoTokenizer
 
         layout = read_layout(folder)
@@ -178,7 +181,7 @@ class SentenceEncoder(nn.Module):
             raise UserError(f"{folder}: the sentence encoder can't be loaded ({reason}).") from None
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # BERT's own head: unused here, it would be weights that never get a gradient
-        return cls(model, tokenizer, layout, frozen)
+        return cls(model, tokenizer, layout, frozen, autocast)
 
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.frozen)
@@ -207,7 +210,8 @@ class SentenceEncoder(nn.Module):
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.device)
-        hidden_BTW = self.model(**tokens).last_hidden_state
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast and self.training):
+            hidden_BTW = self.model(**tokens).last_hidden_state.float()
         pooled_BW = pool(hidden_BTW, tokens["attention_mask"], self.layout.pooling)
         return F.normalize(pooled_BW, dim=1) if self.layout.normalise else pooled_BW
 

@@ -174,6 +174,21 @@ def test_the_encoder_is_trained_unless_it_is_frozen(
         assert rows(folder)[-1]["total"] < rows(folder)[0]["total"]
 
 
+def test_products_in_bfloat16_train_nearly_the_same(
+    fitted_sasrec: Backbone, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """And what is written down is the trained encoder's in float32."""
+    exact, rounded = (
+        train(fitted_sasrec, block(text_dtype=dtype), encoder_folder, tmp_path / dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    totals = [np.array([row["total"] for row in rows(folder)]) for folder in (exact, rounded)]
+    assert not np.array_equal(*totals)
+    np.testing.assert_allclose(*totals, rtol=0.02)
+    alignment, encoder = load_alignment(rounded)
+    assert torch.equal(load_joint(rounded).text_IE, alignment.texts.encode(encoder.encode(TEXTS)))
+
+
 def test_a_frozen_encoder_reads_each_text_once(
     fitted_mf: Backbone, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,8 @@ def build_loop(
     recommender = copy.deepcopy(backbone).eval()
     with torch.no_grad():
         items_ID = recommender.item_vectors().clone()  # no backbone has dropout on these
-    encoder = SentenceEncoder.load(encoder_folder, frozen=not settings.train_text_encoder).to(device)
+    autocast = settings.text_dtype == "bfloat16"
+    encoder = SentenceEncoder.load(encoder_folder, not settings.train_text_encoder, autocast).to(device)
     torch.manual_seed(seed)
     alignment = Alignment(items_ID.shape[1], encoder.width, settings).to(device)
     freeze_recommender(recommender, settings)

@@ -94,6 +94,10 @@ class AlignBlock(AlignmentSettings):
     learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     train_text_encoder: bool = Field(default=True, description="Off: 'Freeze SBERT' of Table 6.")
+    text_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the sentence encoder's products in training; weights are float32 either way.",
+    )
     users: PositiveInt | None = Field(default=None, description="Users trained on, a sample; empty: all.")
     checkpoint_every: int = Field(default=50, ge=0, description="Steps between checkpoints; 0: none.")
 
