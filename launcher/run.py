@@ -14,6 +14,7 @@ from typing import TextIO
 
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
 from recloom.data_shards.errors import UserError
+from recloom.data_shards.secrets import redacted
 from recloom.launcher.environment import write_environment
 from recloom.launcher.ranks import launch_ranks
 from recloom.trainer.config import RunConfig
@@ -231,15 +232,17 @@ def logged(path: Path) -> Iterator[None]:
 
 
 class Tee:
-    """Writes to the console and the log."""
+    """Writes to the console and the log, secrets left out."""
 
     def __init__(self, console: TextIO, file: TextIO) -> None:
         self.console = console
         self.file = file
 
     def write(self, text: str) -> int:
-        self.file.write(text)
-        return self.console.write(text)
+        told = redacted(text)
+        self.file.write(told)
+        self.console.write(told)
+        return len(text)
 
     def flush(self) -> None:
         self.file.flush()

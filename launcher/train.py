@@ -198,7 +198,7 @@ def exit_code(work: Callable[[], None]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except BaseException:
-        traceback.print_exc()
+        print_error(traceback.format_exc().rstrip())
         return 1
     return 0
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recloom.data_shards.secrets import redacted
+
 if TYPE_CHECKING:
     from recloom.trainer.config import RunConfig
 
@@ -102,7 +104,34 @@ def named_paths(value: Any) -> Iterable[Path]:
         yield from named_paths(inner)
 
 
+def without_secrets(config: RunConfig) -> str | None:
+    """The resolved config is written into the run folder and read by whoever is shown a report."""
+    for name, text in texts_in(config.model_dump(warnings=False)):
+        if redacted(text) != text:
+            return (
+                f"{name}: it holds a password or a token, and the settings are written into the run folder, "
+                "take it out and leave it to a variable such as HF_TOKEN, or to ~/.netrc"
+            )
+    return None
+
+
+def texts_in(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    """All texts in nested settings, with their dotted names."""
+    if isinstance(value, str):
+        yield name, value
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    for key, inner in inside:
+        yield from texts_in(inner, f"{name}.{key}" if name else str(key))
+
+
 COMMON_RULES = (
+    Rule((), without_secrets),
     Rule(("run_dir", "name", "data"), data_outside_run),
     Rule(("backbones",), some_backbone),
     Rule(("parallel.offload_optimizer", "parallel.zero_stage"), offload_divides),

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from recloom.data_shards.secrets import is_secret
 from recloom.launcher.cluster.registry import kind_module, kind_names
 from recloom.trainer.config import Block
 from recloom.trainer.config_errors import sentences
@@ -19,9 +20,6 @@ from recloom.trainer.config_io import ConfigError, read_file
 from recloom.trainer.config_rules import Rule, broken_rules
 from recloom.trainer.config_schema import narrowed
 
-SECRET = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.I
-)
 PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+^-]*")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -134,7 +132,7 @@ class SizedCluster(Cluster):
 
 
 def secret_named(cluster: Cluster) -> str | None:
-    named = [name for name in cluster.environment if SECRET.search(name)]
+    named = [name for name, value in cluster.environment.items() if is_secret(name, value)]
     if not named:
         return None
     return (

@@ -16,7 +16,8 @@ from typing import Literal
 from pydantic import Field
 
 from recloom.data_shards.errors import UserError
-from recloom.launcher.cluster.description import SECRET, ListedCluster
+from recloom.data_shards.secrets import is_secret
+from recloom.launcher.cluster.description import ListedCluster
 from recloom.launcher.cluster.job import (
     Job,
     deepspeed_start,
@@ -98,7 +99,7 @@ def start_by_pdsh(job: Job, supervisor: Supervisor) -> int:
 
 def pdsh_environment(job: Job) -> dict[str, str]:
     """DeepSpeed puts some of the caller's variables into the remote command: no secret may be among them."""
-    kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    kept = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
     shared = network_environment(job.cluster)
     return kept | shared | {"DS_ENV_FILE": str(job.folder / "environment")}
 

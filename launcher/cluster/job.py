@@ -14,7 +14,7 @@ import yaml
 
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
 from recloom.data_shards.errors import UserError
-from recloom.launcher.cluster.description import SECRET
+from recloom.data_shards.secrets import is_secret
 from recloom.launcher.ranks import KEEP_MEMORY, TRAIN, rank_environment
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import config_dict, dump_config
@@ -145,7 +145,7 @@ def node_environment(job: Job, name: str) -> dict[str, str]:
 
 def exports(environment: dict[str, str]) -> str:
     """Lines of a shell script; secrets can't be among them (see `description.secret_named`)."""
-    assert not any(SECRET.search(name) for name in environment)
+    assert not any(is_secret(name, value) for name, value in environment.items())
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items()))
 
 
