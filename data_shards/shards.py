@@ -34,6 +34,7 @@ INDEX = "index.npy"
 LENGTHS = "lengths.npy"
 COUNTS = frozenset({"num_samples", "num_shards", "num_tokens", "num_answer_tokens", "samples_per_shard"})
 KEY = re.compile(r"[A-Za-z0-9_-]+")
+MEMBER = re.compile(KEY.pattern + r"\.(json|ids\.npy)")
 REMEDY = "delete the folder and make it again."
 
 
@@ -222,7 +223,11 @@ def check_tar(folder: Path, number: int) -> None:
     index_N5 = np.load(folder / INDEX)
     want = index_N5[index_N5[:, 0] == number]
     with tarfile.open(path) as tar:
-        found = [(member.offset_data, member.size) for member in tar.getmembers()]
+        members = tar.getmembers()
+    odd = [member.name for member in members if not (member.isreg() and MEMBER.fullmatch(member.name))]
+    if odd:
+        raise UserError(f"{path}: the member {odd[0]!r} is no sample's file: {REMEDY}")
+    found = [(member.offset_data, member.size) for member in members]
     jsons = [(offset, size) for offset, size in want[:, 1:3].tolist()]
     ends = [offset + size for offset, size in want[:, 3:5].tolist()]
     if found[0::2] != jsons or [offset + size for offset, size in found[1::2]] != ends:

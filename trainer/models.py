@@ -8,6 +8,7 @@ folder in the cache.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No loading bars or advice from transformers inside the block."""
+    """No loading bars or advice from transformers inside the block.
+
+    Raises UserError for pickled weights that are no mere tensors: torch's own message says how to run them.
+    """
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -147,6 +151,11 @@ def quiet_transformers() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except pickle.UnpicklingError:
+        raise UserError(
+            "model: its weights are a pickle that is damaged or holds code, which is never run here: "
+            "get the model as safetensors."
+        ) from None
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()

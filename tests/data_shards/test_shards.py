@@ -151,6 +151,25 @@ def test_damage_is_found_and_named(folder: Path, damage: Callable[[Path], object
         verify_shards(folder)
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_members_that_would_leave_the_folder_are_refused(folder: Path, link: bool) -> None:
+    """We read members by their place and unpack none; others who get the folder may unpack it."""
+    path = folder / "shard-00000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member)) for member in tar.getmembers()]
+        with tarfile.open(folder / "made.tar", "w", format=tarfile.USTAR_FORMAT) as made:
+            for member, data in members:
+                member.name = f"../{member.name}" if not link else member.name
+                member.type, member.linkname = (tarfile.SYMTYPE, "/etc") if link else (member.type, "")
+                made.addfile(member, data)
+    (folder / "made.tar").replace(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is no sample's file"):
+        verify_shards(folder)
+
+
 def test_the_reader_notices_what_is_cheap_to_notice(folder: Path) -> None:
     truncate(folder)
     with pytest.raises(UserError, match=r"shard-00001\.tar"):
