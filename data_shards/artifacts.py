@@ -62,18 +62,22 @@ def write_manifest(folder: Path, **fields: Any) -> dict[str, Any]:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".tmp")):
         fsync_path(path)
-        name = str(path.relative_to(folder))
-        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        files[str(path.relative_to(folder))] = file_entry(path)
     manifest = {**fields, "files": files}
     atomic_write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def read_manifest(folder: Path, verify: bool = False) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def read_manifest(folder: Path, verify: bool = False, sizes: bool = True) -> dict[str, Any]:
     """The manifest of a complete folder.
 
-    Sizes are always compared; `verify` hashes every file again. Raises UserError that names the
-    missing or damaged file.
+    sizes: compare the files' sizes. verify: hash every file again. Raises UserError that names the missing
+    or damaged file.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -85,18 +89,25 @@ def read_manifest(folder: Path, verify: bool = False) -> dict[str, Any]:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         raise UserError(f"{path}: the manifest lists no files: delete the folder, make it again.")
-    for name, want in files.items():
+    for name, want in files.items() if sizes or verify else ():
         check_file(folder / name, want, verify)
     return manifest
 
 
 def check_file(path: Path, want: dict[str, Any], verify: bool) -> None:
-    """Compare one file with its manifest entry."""
-    remedy = "delete the folder and make it again."
+    """Compare one file with its manifest entry. Raises UserError."""
+    fault = file_fault(path, want, verify)
+    if fault is not None:
+        raise UserError(f"{path}: {fault}: delete the folder and make it again.")
+
+
+def file_fault(path: Path, want: dict[str, Any], verify: bool) -> str | None:
+    """How a file differs from its manifest entry. verify: hash it."""
     if not path.is_file():
-        raise UserError(f"{path}: the file is missing, the manifest lists it: {remedy}")
+        return "the file is missing, the manifest lists it"
     size = path.stat().st_size
     if size != want["bytes"]:
-        raise UserError(f"{path}: {size} bytes, the manifest says {want['bytes']}: {remedy}")
+        return f"{size} bytes, the manifest says {want['bytes']}"
     if verify and file_sha256(path) != want["sha256"]:
-        raise UserError(f"{path}: the checksum differs from the manifest's: {remedy}")
+        return "the checksum differs from the manifest's"
+    return None

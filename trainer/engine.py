@@ -6,10 +6,8 @@ spelled out (its `gradient_clipping`, left unsaid, is 1.0).
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recloom.data_shards.artifacts import atomic_write_json, fsync_path
 from recloom.data_shards.errors import UserError
+from recloom.trainer.checkpoint_ranks import agreed, check_convertible, convert, make_room, seal
+from recloom.trainer.checkpoints import Saved, refusal
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
 from recloom.trainer.parallel_layout import (
     DIVISIONS,
@@ -30,10 +29,10 @@ from recloom.trainer.parallel_layout import (
     check_ranks,
     division_of,
 )
+from recloom.trainer.universal import universal_path
 from recloom.trainer.vocabulary_loss import VocabularyShard, shard_of
 from recloom.trainer.zero_settings import check_machine, zero_json
 
-LATEST = "latest.json"
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)  # what a file that was cut off raises
 
 
@@ -145,6 +144,8 @@ class Engine:
         self.has_frozen = len(parameters) < sum(1 for _ in network.parameters())
         if self.has_frozen:
             network.register_state_dict_post_hook(without_frozen)
+        if self.layout.tensor == 1:
+            describe_whole_layers(network)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, model_parameters=parameters, config=ds_config
         )
@@ -173,49 +174,57 @@ class Engine:
 
     def save(self, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
         """Write a checkpoint; `latest.json` names it only when all ranks' files are on the disk."""
-        tag = f"step_{step}"
+        make_room(folder / f"step_{step}", self.layout)
         self.engine.save_checkpoint(
             str(folder),
-            tag=tag,
+            tag=f"step_{step}",
             client_state=state,
             save_latest=False,
             exclude_frozen_parameters=self.has_frozen,
         )
-        # Each rank flushes what its node holds: fsync of a file is good whoever wrote it.
-        for path in (folder / tag).rglob("*"):
-            fsync_path(path)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            layout = {"world_size": self.layout.world_size, "tensor": self.layout.tensor}
-            atomic_write_json(folder / LATEST, {"tag": tag, "step": step, **layout})
-            drop_old(folder, step, keep)
-        dist.barrier()
+        seal(folder, step, self.layout, keep)
 
     def load(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the checkpoint that `latest.json` names; its state, or None where there is none."""
-        latest = folder / LATEST
-        if not latest.is_file():
+        """Restore the checkpoint in force, converted when other ranks wrote it; its state, None without one.
+
+        Raises UserError, which names the newest good checkpoint, when that one is damaged.
+        """
+        saved = agreed(folder, self.layout)
+        if saved is None:
             return None
-        told = json.loads(latest.read_text())
-        if told["world_size"] != self.layout.world_size:
-            raise UserError(
-                f"{folder}: the checkpoint was written by {told['world_size']} ranks and "
-                f"{self.layout.world_size} are running: start as many ranks, or delete the folder."
-            )
-        if told.get("tensor", 1) != self.layout.tensor:
-            raise UserError(
-                f"{folder}: the checkpoint was written with parallel.tensor = {told.get('tensor', 1)}, not "
-                f"{self.layout.tensor}: set it to that, or delete the folder."
-            )
+        # Without ZeRO all data-parallel ranks hold and load the same.
+        is_whole = not self.engine.zero_optimization() and saved.tensor == self.layout.tensor
+        if saved.fits(self.layout) or is_whole:
+            return self.read(saved, saved.path)
+        check_convertible(saved, self.ds_config["zero_optimization"])
+        convert(saved, self.layout)
+        # DeepSpeed looks at this setting only when it loads, and only now it is known.
+        self.engine._config.load_universal_checkpoint = True
+        state = self.read(saved, universal_path(saved))
+        self.engine._config.load_universal_checkpoint = False
+        self.own_step_counts()
+        return state
+
+    def read(self, saved: Saved, path: Path) -> dict[str, Any]:
+        """Load the files of a folder, which are those of `saved` or were made from them."""
         try:
-            path, state = self.engine.load_checkpoint(
-                str(folder), tag=told["tag"], load_module_strict=not self.has_frozen
+            loaded, state = self.engine.load_checkpoint(
+                str(path.parent), tag=path.name, load_module_strict=not self.has_frozen
             )
         except UNREADABLE as error:
-            raise unloadable(folder, told["tag"], str(error)) from None
-        if path is None:
-            raise unloadable(folder, told["tag"], "files are missing")
+            raise refusal(saved, str(error).partition("\n")[0].rstrip(".")) from None
+        if loaded is None:
+            raise refusal(saved, "files are missing")
         return dict(state)
+
+    def own_step_counts(self) -> None:
+        """Give each part of the optimizer a count of its own.
+
+        DeepSpeed loads one tensor into all of them, which the optimizer would count up once for each.
+        """
+        for state in self.optimizer.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained weights, whole (called by all ranks; complete on rank 0, in the training's dtype)."""
@@ -245,12 +254,6 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
-
-
-def unloadable(folder: Path, tag: str, cause: str) -> UserError:
-    told = cause.partition("\n")[0].rstrip(".")
-    remedy = f"if it is damaged, delete {folder}, start anew"
-    return UserError(f"{folder / tag}: the checkpoint can't be loaded ({told}): {remedy}.")
 
 
 def without_frozen(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -343,6 +346,18 @@ def divide_layers(network: Any, tensor: int) -> None:
                 setattr(module, count, getattr(module, count) // tensor)
     network.ds_autotp_parsed = True
     setattr(network, UNIVERSAL_CHECKPOINT_INFO, tp.collect_autotp_universal_checkpoint_info(network))
+
+
+def describe_whole_layers(network: Any) -> None:
+    """DeepSpeed's converter asks for a description of divided layers even where none is."""
+    from deepspeed.checkpoint.constants import (
+        UNIVERSAL_CHECKPOINT_INFO,
+        UNIVERSAL_CHECKPOINT_VERSION_KEY,
+        UNIVERSAL_CHECKPOINT_VERSION_VALUE,
+    )
+
+    version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+    setattr(network, UNIVERSAL_CHECKPOINT_INFO, version)
 
 
 def divide_vocabulary(network: Any, group: Any) -> None:
@@ -441,11 +456,3 @@ def embedding_row(network: Any, id: int) -> torch.Tensor:
     weight = network.get_input_embeddings().weight
     with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
         return weight[id].detach().float().cpu().clone()
-
-
-def drop_old(folder: Path, step: int, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints up to `step`; a later one is a torn leftover."""
-    steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), reverse=True)
-    kept = [other for other in steps if other <= step][:keep]
-    for other in set(steps) - set(kept):
-        shutil.rmtree(folder / f"step_{other}")

@@ -41,6 +41,11 @@ class RankLayout:
     tensor: int = 1
 
     @property
+    def ranks(self) -> str:
+        """In words."""
+        return named_ranks(self.world_size, self.tensor)
+
+    @property
     def data_rank(self) -> int:
         return self.rank // self.tensor
 
@@ -54,6 +59,10 @@ class RankLayout:
 
 
 ALONE = RankLayout(0, 1)
+
+
+def named_ranks(world_size: int, tensor: int) -> str:
+    return f"{world_size} rank{'s' * (world_size > 1)} with parallel.tensor = {tensor}"
 
 
 def sum_over_data(value: torch.Tensor, layout: RankLayout) -> torch.Tensor:

@@ -17,6 +17,7 @@ from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import fingerprint
 from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.stream import PackedStream, RowMaker, TokenSource
+from recloom.trainer.agreement import first_decides
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.console import Console
@@ -121,16 +122,12 @@ def train_lesson(
 
 def check_shards(corpus: Path) -> None:
     """Rank 0 reads every byte: a flipped one must not be trained on. Raises UserError on every rank."""
-    fault: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            for part in sorted(path.parent for path in corpus.glob("*/manifest.json")):
-                read_manifest(part, verify=True)
-        except UserError as error:
-            fault = [str(error)]
-    dist.broadcast_object_list(fault, src=0)
-    if fault[0] is not None:
-        raise UserError(fault[0])
+
+    def read_all() -> None:
+        for part in sorted(path.parent for path in corpus.glob("*/manifest.json")):
+            read_manifest(part, verify=True)
+
+    first_decides(read_all)
 
 
 def set_threads() -> None:

@@ -23,7 +23,7 @@ from tiny_models import KINDS, write_tiny_model
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
-from recloom.trainer.engine import Engine, deepspeed_json
+from recloom.trainer.engine import deepspeed_json
 from recloom.trainer.parallel_layout import (
     GLM,
     LLAMA,
@@ -191,17 +191,3 @@ def test_rows_are_shared_by_data_parallel_ranks() -> None:
 def test_ranks_that_cannot_form_groups() -> None:
     with pytest.raises(UserError, match="parallel.tensor = 4: 6 ranks can't form groups of 4, start a mult"):
         settings(4, 6, 6)
-
-
-@pytest.mark.parametrize(("told", "said"), [(2, "parallel.tensor = 2, not 1"), (None, "")])
-def test_a_checkpoint_of_another_division_is_refused(told: int | None, said: str, tmp_path: Path) -> None:
-    """One of a version that had no tensor parallelism is one of tensor = 1."""
-    latest = {"tag": "step_1", "step": 1, "world_size": 4} | ({} if told is None else {"tensor": told})
-    (tmp_path / "latest.json").write_text(json.dumps(latest))
-    loaded = SimpleNamespace(load_checkpoint=lambda *_, **__: ("path", {"step": 1}))
-    engine: Any = SimpleNamespace(layout=RankLayout(0, 4, 1), engine=loaded, has_frozen=False)
-    if told is None:
-        assert Engine.load(engine, tmp_path) == {"step": 1}
-        return
-    with pytest.raises(UserError, match=said):
-        Engine.load(engine, tmp_path)
