@@ -11,6 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from recloom.data_shards.errors import UserError
 from recloom.launcher.processes import die_with_parent
 from recloom.trainer.config import RunConfig
@@ -78,6 +80,23 @@ def rank_environment(ranks: int) -> dict[str, str]:
     return env
 
 
+def local_environment(ranks: int) -> dict[str, str]:
+    """The same for ranks of this machine alone: they listen on its loopback interface, unless one is named.
+
+    Left to themselves torch listens on every interface, gloo on the one of the machine's name.
+    """
+    env = rank_environment(ranks)
+    named = env.setdefault("GLOO_SOCKET_IFNAME", loopback())
+    env.setdefault("NCCL_SOCKET_IFNAME", named)
+    return env
+
+
+def loopback() -> str:
+    """The interface of 127.0.0.1."""
+    interfaces = psutil.net_if_addrs().items()
+    return next(name for name, held in interfaces if any(one.address == "127.0.0.1" for one in held))
+
+
 def launch_ranks(run: Run, stage: str, stage_digest: str) -> None:
     """Run a training stage on all local ranks.
 
@@ -90,7 +109,7 @@ def launch_ranks(run: Run, stage: str, stage_digest: str) -> None:
     command = deepspeed_command(ranks, ["--config", str(run.folder / "config.yaml"), "--stage", stage])
     tie = partial(die_with_parent, os.getpid(), signal.SIGTERM)
     # DeepSpeed's outer launcher does not pass a signal on: the ranks see for themselves that we are gone.
-    env = rank_environment(ranks) | {"RECLOOM_SUPERVISOR": str(os.getpid())}
+    env = local_environment(ranks) | {"RECLOOM_SUPERVISOR": str(os.getpid())}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=tie)
     assert process.stdout is not None
     try:

@@ -26,7 +26,7 @@ from recloom.launcher.cluster.rendezvous import open_rendezvous
 from recloom.launcher.cluster.watch import REQUEUE, Patience, Watch, start_watch
 from recloom.launcher.overrides import HELP, add_layers, split_overrides
 from recloom.launcher.processes import die_with_parent, leave_with
-from recloom.launcher.ranks import deepspeed_command, local_ranks, rank_environment
+from recloom.launcher.ranks import deepspeed_command, local_environment, local_ranks
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import read_config
 from recloom.trainer.stages import (
@@ -124,7 +124,7 @@ def on_gpu() -> bool:
 def relaunch(ranks: int) -> None:
     """Become a launch of several ranks; the exit code is then that launch's."""
     command = deepspeed_command(ranks, [a for a in sys.argv[1:] if not a.startswith("--local_rank")])
-    os.execve(command[0], command, rank_environment(ranks))
+    os.execve(command[0], command, local_environment(ranks))
 
 
 def training_stages(run: Run, name: str | None) -> list[Stage]:
