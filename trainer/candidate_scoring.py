@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recloom.data_shards.renderer import SlotPosition
 from recloom.trainer.loss import soft_inputs
+from recloom.trainer.tree_attention import TREE, Tree
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,16 @@ def score_answers(
     """Score every answer behind the prompt.
 
     Args:
-        model: a causal language model with `logits_to_keep`, its attention taking a dense mask ("sdpa",
-            "eager"); with slots a model that takes `soft_inputs` beside.
+        model: a causal language model with `logits_to_keep`, its attention `tree` (tree_attention.py) or
+            one that takes a dense mask ("sdpa", "eager"); with slots a model that takes `soft_inputs` beside.
         answers: token ids, end token included where it counts. None may be empty.
     """
-    weight = next(model.parameters())
-    device = weight.device
     fed = [list(answer[:-1]) for answer in answers]  # the last token is scored, never fed
-    ids = [*prompt, *(token for answer in fed for token in answer)]
-    mask_TT, positions_T, keep_Q, rows = layout(len(prompt), [len(answer) for answer in fed])
-    # "eager" adds the mask to its scores: True and False would count as 1 and 0 there.
-    bias_TT = torch.zeros(mask_TT.shape, dtype=weight.dtype).masked_fill(~mask_TT, float("-inf"))
-    inputs = {
-        "input_ids": torch.tensor([ids], device=device),
-        "attention_mask": bias_TT[None, None].to(device),
-        "position_ids": positions_T[None].to(device),
-        "logits_to_keep": keep_Q.to(device),
-        "use_cache": False,
-    }
+    rows = scored_rows([len(answer) for answer in fed])
+    inputs = tree_inputs(model, prompt, fed, torch.arange(1 + sum(map(len, fed))))
+    device = inputs["input_ids"].device
     if slots is not None:
-        inputs |= soft_inputs(slots, len(ids), device)
+        inputs |= soft_inputs(slots, inputs["input_ids"].shape[1], device)
     logits_QV = model(**inputs).logits[0].float()
     logprobs_QV = logits_QV - logits_QV.logsumexp(1, keepdim=True)
     tokens = [
@@ -84,25 +75,67 @@ def score_answers(
     return Scored([tuple(answer) for answer in answers], tokens)
 
 
-def layout(num_prompt: int, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Mask (T, T, True where seen), positions (T,), scored positions (Q,), and each answer's rows of Q.
+@torch.no_grad()
+def score_next(
+    model: Any, prompt: Sequence[int], branches: Sequence[Sequence[int]], words: Sequence[int]
+) -> np.ndarray:
+    """Natural log-probabilities (K, W) of the W words as the next token behind prompt + branch k.
 
-    The prompt's last position predicts the first token of every answer.
+    What a rating question a candidate asks: the questions of a user differ behind their common beginning
+    only. No branch may be empty; `model` as in `score_answers`.
     """
+    last_K = torch.stack([row[-1] for row in scored_rows([len(branch) for branch in branches])])
+    logits_KV = model(**tree_inputs(model, prompt, branches, last_K)).logits[0].float()
+    wanted_KW = logits_KV[:, list(words)] - logits_KV.logsumexp(1, keepdim=True)
+    found: np.ndarray = wanted_KW.cpu().numpy()
+    return found
+
+
+def tree_inputs(
+    model: Any, prompt: Sequence[int], branches: Sequence[Sequence[int]], rows_Q: Tensor
+) -> dict[str, Any]:
+    """What the model is called with; rows_Q: whose logits are wanted, 0 is the prompt's last position."""
+    device = next(model.parameters()).device
+    lengths = [len(branch) for branch in branches]
+    ids = [*prompt, *(token for branch in branches for token in branch)]
+    places_T = torch.cat([torch.arange(len(prompt)), *(len(prompt) + torch.arange(n) for n in lengths)])
+    return seen_by(model, len(prompt), lengths) | {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": places_T[None].to(device),
+        "logits_to_keep": (len(prompt) - 1 + rows_Q).to(device),
+        "use_cache": False,
+    }
+
+
+def seen_by(model: Any, num_prompt: int, lengths: list[int]) -> dict[str, Any]:
+    """Who sees whom, in the words of the model's attention."""
+    weight = next(model.parameters())
+    if model.config._attn_implementation == TREE:
+        return {"attention_mask": None, "tree": Tree.of(num_prompt, lengths, weight.device)}
+    mask_TT = dense_mask(num_prompt, lengths)
+    # "eager" adds the mask to its scores: True and False would count as 1 and 0 there.
+    bias_TT = torch.zeros(mask_TT.shape, dtype=weight.dtype).masked_fill(~mask_TT, float("-inf"))
+    return {"attention_mask": bias_TT[None, None].to(weight.device)}
+
+
+def dense_mask(num_prompt: int, lengths: list[int]) -> Tensor:
+    """Mask (T, T), True where seen."""
     total = num_prompt + sum(lengths)
     mask_TT = torch.zeros(total, total, dtype=torch.bool)
     mask_TT[:, :num_prompt] = True
     mask_TT[:num_prompt, :num_prompt] = torch.ones(num_prompt, num_prompt, dtype=torch.bool).tril()
-    positions_T = torch.arange(total)
-    rows, start = [], num_prompt
+    start = num_prompt
     for length in lengths:
         own = slice(start, start + length)
         mask_TT[own, own] = torch.ones(length, length, dtype=torch.bool).tril()
-        positions_T[own] = num_prompt + torch.arange(length)
-        rows.append(
-            torch.cat(
-                [torch.zeros(1, dtype=torch.long), torch.arange(start, start + length) - num_prompt + 1]
-            )
-        )
         start += length
-    return mask_TT, positions_T, torch.arange(num_prompt - 1, total), rows
+    return mask_TT
+
+
+def scored_rows(lengths: list[int]) -> list[Tensor]:
+    """For each branch the rows that predict its tokens and the one behind it; row 0 is the prompt's last."""
+    rows, start = [], 1
+    for length in lengths:
+        rows.append(torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(start, start + length)]))
+        start += length
+    return rows

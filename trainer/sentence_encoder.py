@@ -169,7 +169,10 @@ class SentenceEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, frozen: bool = False, autocast: bool = False) -> Self:
-        """The encoder of a sentence-transformers folder, in float32; `autocast`: in training its products in bfloat16."""
+        """The encoder of a sentence-transformers folder, in float32.
+
+        autocast: its products are in bfloat16 while it trains.
+        """
         from transformers import AutoModel, AutoTokenizer
 
         layout = read_layout(folder)

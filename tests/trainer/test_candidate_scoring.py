@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from recloom.data_shards.renderer import SlotPosition
-from recloom.trainer.candidate_scoring import score_answers
+from recloom.trainer.candidate_scoring import score_answers, score_next
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, Widths
+from recloom.trainer.tree_attention import TREE
 
 END = 2
 PROMPT = np.random.default_rng(3).integers(3, 49000, 40).tolist()
@@ -126,6 +127,42 @@ def test_scores_with_soft_tokens(model: Any, user: bool, item: bool) -> None:
     assert np.abs(plain.totals_K - scored.totals_K).max() > 1e-2, "the vectors matter"
 
 
+def test_next_tokens_behind_branches(model: Any) -> None:
+    branches, words = [[5], [7, 8, 9, 10], [7, 8]], [3, 40, 11]
+    found_KW = score_next(model, PROMPT, branches, words)
+    for k, branch in enumerate(branches):
+        with torch.no_grad():
+            logits_V = model(input_ids=torch.tensor([PROMPT + branch])).logits[0, -1]
+        want_W = logits_V.log_softmax(0)[words]
+        torch.testing.assert_close(torch.from_numpy(found_KW[k]), want_W, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("length", [1, 3, 140])
+def test_tree_attention_is_the_dense_mask(name: str, length: int, request: pytest.FixtureRequest) -> None:
+    """In one row: long prompts and short ones, answers of one token, soft tokens."""
+    folder = request.getfixturevalue(f"tiny_{name}")
+    dense, tree = load(folder, "sdpa"), load(folder, TREE)
+    prompt, slots = (PROMPT * 4)[:length], [slot for slot in SLOTS if slot[0] < length]
+    for answers in (ANSWERS, [[9]], [[4, 5, 6]], [[40], [41]]):
+        want, found = (score_answers(model, prompt, answers) for model in (dense, tree))
+        for pair in zip(found.tokens, want.tokens, strict=True):
+            np.testing.assert_allclose(*pair, atol=1e-5)
+        soft = [
+            score_answers(with_vectors(model, True, True), prompt, answers, slots) for model in (tree, dense)
+        ]
+        np.testing.assert_allclose(soft[0].totals_K, soft[1].totals_K, atol=1e-5)
+    want, found = (score_next(model, prompt, [[4], [5, 6, 7]], [1, 2]) for model in (dense, tree))
+    np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+def test_tree_attention_in_bfloat16_is_near(tiny_llama: Path) -> None:
+    """Blocks of plain products, and queries that share keys."""
+    exact, rounded = load(tiny_llama, "sdpa"), load(tiny_llama, TREE).bfloat16()
+    gap = score_answers(exact, PROMPT, ANSWERS).totals_K - score_answers(rounded, PROMPT, ANSWERS).totals_K
+    assert np.abs(gap).max() < 0.5 and np.abs(gap).max() > 0
+
+
 def test_an_answers_score_does_not_depend_on_the_others(model: Any) -> None:
     together = score_answers(model, PROMPT, ANSWERS).totals_K
     turned = score_answers(model, PROMPT, ANSWERS[::-1]).totals_K[::-1]
@@ -177,6 +214,7 @@ class CountingModel(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed = seed
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
         self.nothing = nn.Parameter(torch.zeros(1))
 
     def logits_of(self, context: tuple[int, ...]) -> Tensor:

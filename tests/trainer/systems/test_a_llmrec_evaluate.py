@@ -41,6 +41,7 @@ from recloom.trainer.systems.a_llmrec.methods import METHODS, SBERT, Method, ask
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task, models_run
 from recloom.trainer.systems.a_llmrec.rank import Line, all_asked, answers_path, ask, keep_whole_lines
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
+from recloom.trainer.tree_attention import TREE
 
 LLM_ONLY = METHODS["llm_only"][0]
 SCENARIO = {"negatives": 9, "users": 20, "group_users": 6, "seed": 3}
@@ -289,7 +290,7 @@ def test_asking_goes_on_where_it_was_cut_off(
     run = small_run(tmp_path, scenario=small, model={"path": str(tiny_llama), "dtype": "float32"})
     task = load_task(run)
     (asked,) = all_asked(run, task)
-    llm = load_llm(run)
+    llm = load_llm(run, TREE)
     first = ask(run, task, LLM_ONLY, asked, lambda: llm)
     assert [(line.user, line.items) for line in first] == [
         (user, asked.candidates(n)) for n, user in enumerate(asked.rows.user_N.tolist())

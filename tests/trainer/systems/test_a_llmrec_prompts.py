@@ -527,7 +527,7 @@ def test_the_stage_asks_both_with_and_without_vectors(
         projection = Projection(Widths(5, 7, 12, 64)).requires_grad_(False)
         yield ProjectedLM(llm, projection, torch.randn(3, 5), torch.randn(NUM_ITEMS, 7)).eval()
 
-    monkeypatch.setattr(genres, "load_llm", lambda run: llm)
+    monkeypatch.setattr(genres, "load_llm", lambda run, attention: llm)
     monkeypatch.setattr(genres, "answerer", answerer)
     genres.run_genres(run)
     rows = [json.loads(text) for text in run.path("genres.jsonl").read_text().splitlines()]

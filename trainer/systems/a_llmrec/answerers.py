@@ -25,14 +25,17 @@ from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 from recloom.trainer.systems.a_llmrec.vectors import soft_tables
 
 
-def load_llm(run: Run[ALLMRecConfig]) -> Any:
-    """The LLM as it is, in the training's number format, for evaluation, on the GPU where there is one."""
+def load_llm(run: Run[ALLMRecConfig], attention: str) -> Any:
+    """The LLM as it is, in the training's number format, for evaluation, on the GPU where there is one.
+
+    attention: a name that transformers knows; `tree` scores candidates only.
+    """
     from transformers import AutoModelForCausalLM
 
     path = resolve_model(run.config.model.path, run.cache)
     with quiet_transformers():
         llm = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, run.config.model.dtype), attn_implementation="sdpa"
+            path, dtype=getattr(torch, run.config.model.dtype), attn_implementation=attention
         )
     return llm.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

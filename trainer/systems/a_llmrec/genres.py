@@ -28,7 +28,7 @@ from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
 
 def run_genres(run: Run[ALLMRecConfig]) -> None:
     """One line a user and method in genres.jsonl; the LLM alone is asked in any case."""
-    task, llm = load_task(run), load_llm(run)
+    task, llm = load_task(run), load_llm(run, "sdpa")
     rows = []
     for method in (METHODS["llm_only"][0], METHODS["a_llmrec"][0]):
         rows += method_rows(run, task, method, llm)

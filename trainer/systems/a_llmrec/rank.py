@@ -25,6 +25,7 @@ from recloom.trainer.systems.a_llmrec.methods import Method, asked_methods
 from recloom.trainer.systems.a_llmrec.prepare import Task, load_task
 from recloom.trainer.systems.a_llmrec.prompts import Question, Writer, make_renderer, make_writer
 from recloom.trainer.systems.a_llmrec.settings import ALLMRecConfig
+from recloom.trainer.tree_attention import TREE
 
 FLUSH_EVERY = 16
 
@@ -55,7 +56,7 @@ def all_asked(run: Run[ALLMRecConfig], task: Task) -> list[Asked]:
 def run_rank(run: Run[ALLMRecConfig]) -> None:
     """Ask with Hugging Face in this process."""
     task = load_task(run)
-    llm = cache(partial(load_llm, run))  # loaded once, and not where every answer is there
+    llm = cache(partial(load_llm, run, TREE))  # loaded once, and not where every answer is there
     for method in asked_methods(run.config):
         for asked in all_asked(run, task):
             lines = ask(run, task, method, asked, llm)

@@ -1,0 +1,211 @@
+"""Scoring a user's candidates with one token each: RecLoom's bulk engine against vLLM and Hugging Face.
+
+    python benchmarks/bulk.py                       SmolLM2-135M on one thread, ML-100K's rating questions
+    python benchmarks/bulk.py --model DIR --users 200   another model, on the GPU that is there
+
+The questions are Llama4Rec's pointwise ones: how would this user rate each of 20 candidates, told by the
+log-probabilities of the labels. All sides answer the same token ids, take turns in processes of their own,
+and must agree on the log-probabilities. The least that can be computed is each distinct beginning once (the
+prefix tree); `saving` is the share of that saving that a side reached. Ratios come last, and a row a side
+goes to bulk.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tuning import machine
+
+from recloom.data_shards.artifacts import cache_dir
+from recloom.data_shards.renderer import Renderer
+from recloom.trainer.config_io import read_config
+from recloom.trainer.models import load_tokenizer, resolve_model
+from recloom.trainer.preparation import prepare_tables
+from recloom.trainer.stages import Run
+from recloom.trainer.systems.llama4rec.prompts import make_prompter
+from recloom.trainer.systems.llama4rec.rating_tokens import label_tree, rating_labels
+from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "bulk.csv"
+CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
+HISTORY = 20  # items, the system's default; the quickstart's are shorter
+SIDES = {
+    "RecLoom, bulk engine": ("ours_engine.py", ""),
+    "RecLoom, one pass a user": ("hf.py", "tree"),
+    "vLLM, a call a candidate": ("vllm_plain.py", "call"),
+    "vLLM, one call": ("vllm_plain.py", "all"),
+    "Hugging Face, batches": ("hf.py", "batches"),
+}
+OURS = list(SIDES)[:2]
+TOLERANCE = {"bfloat16": 0.35, "float32": 1e-3}  # of a label's log-probability
+
+
+@dataclass(frozen=True)
+class Questions:
+    """users: a list of prompts (token ids) a user; labels: the ids that are scored."""
+
+    users: list[list[list[int]]]
+    labels: list[int]
+
+    @property
+    def timed(self) -> list[list[int]]:
+        return [prompt for user in self.users[1:] for prompt in user]
+
+
+def make_questions(folder: Path, model: Path, users: int, candidates: int, seed: int) -> Questions:
+    """Pointwise questions about drawn users and drawn candidates, plain prompts; one user more to warm up."""
+    config = read_config(CONFIG, [("prompts.history_items", str(HISTORY))])
+    assert isinstance(config, Llama4RecConfig)
+    tables, splits = prepare_tables(Run(config, folder, cache_dir()))
+    train = splits.rating.train
+    prompter = make_prompter(config, tables.titles, tables.num_users, "rating", train, train, None, None)
+    renderer = Renderer(load_tokenizer(str(model)))
+    rng = np.random.default_rng(seed)
+    found = []
+    for user in rng.choice(tables.num_users, users + 1, replace=False).tolist():
+        items = rng.choice(tables.num_items, candidates, replace=False).tolist()
+        samples = [prompter.rating(user, item, 0.0, None) for item in items]
+        found.append([list(renderer.render_prompt(sample.prompt)) for sample in samples])
+    return Questions(found, list(label_tree(renderer, rating_labels(tables)).first_ids))
+
+
+def tree_tokens(prompts: list[list[int]]) -> int:
+    """Nodes of the prompts' prefix tree: what has to be computed at least."""
+    ordered = sorted(prompts)
+    total = len(ordered[0])
+    for before, prompt in zip(ordered, ordered[1:], strict=False):
+        same = next(
+            (n for n, pair in enumerate(zip(before, prompt, strict=False)) if pair[0] != pair[1]), None
+        )
+        total += len(prompt) - (min(len(before), len(prompt)) if same is None else same)
+    return total
+
+
+def measure(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One turn of one side, in a process of its own."""
+    script, mode = SIDES[side]
+    asked, out, log = folder / "work.json", folder / "measured.json", folder / "log.txt"
+    out.unlink(missing_ok=True)
+    asked.write_text(json.dumps({**work, "out": str(out)}))
+    command = [sys.executable, str(HERE / "bulk_sides" / script), mode, str(asked)]
+    with log.open("w") as stream:
+        subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+    if not out.is_file():
+        sys.exit(f"{side} did not finish:\n{log.read_text()[-3000:]}")
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def check(turns: dict[str, list[dict[str, Any]]], tolerance: float) -> float:
+    """The largest difference of a log-probability between two sides; above tolerance all ends."""
+    first, *others = (np.array(found[0]["logprobs"]) for found in turns.values())
+    worst = max(float(np.abs(first - other).max()) for other in others)
+    if worst > tolerance:
+        sys.exit(f"The sides do not compute the same: log-probabilities differ by {worst:.3f}.")
+    return worst
+
+
+def rows_of(
+    turns: dict[str, list[dict[str, Any]]], questions: Questions, options: argparse.Namespace, worst: float
+) -> list[dict[str, Any]]:
+    count, total = len(questions.timed), sum(map(len, questions.timed))
+    optimum = total - tree_tokens(questions.timed)
+    rates = {side: [count / turn["seconds"] for turn in found] for side, found in turns.items()}
+    best = max(statistics.median(rates[side]) for side in OURS)
+    return [
+        {
+            "date": datetime.date.today().isoformat(),
+            "side": side,
+            "model": options.model,
+            "dtype": options.dtype,
+            "users": options.users,
+            "candidates": options.candidates,
+            "tokens_a_prompt": round(total / count),
+            "items_s": round(statistics.median(rates[side]), 2),
+            "items_s_turns": " ".join(f"{rate:.2f}" for rate in rates[side]),
+            "users_s": round(statistics.median(rates[side]) / options.candidates, 3),
+            "start_s": round(statistics.median(turn["start_seconds"] for turn in found), 1),
+            "ours_is_faster": round(best / statistics.median(rates[side]), 2),
+            "saving": round((total - found[0]["computed"]) / optimum, 3),
+            "largest_difference": f"{worst:.2f}",
+            "threads": options.threads,
+            "machine": machine(),
+            "torch": torch.__version__,
+            "command": shlex.join(["python", "benchmarks/bulk.py", *sys.argv[1:]]),
+        }
+        for side, found in turns.items()
+    ]
+
+
+def append(rows: list[dict[str, Any]]) -> None:
+    is_new = not ROWS.is_file()
+    with ROWS.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    made.add_argument("--model", default="smollm2-135m-instruct", help="a name, or a Hugging Face folder")
+    made.add_argument("--dtype", default="bfloat16", choices=sorted(TOLERANCE))
+    made.add_argument("--users", type=int, default=8, help="timed users")
+    made.add_argument("--candidates", type=int, default=20, help="questions a user")
+    made.add_argument("--turns", type=int, default=2, help="turns of each side")
+    made.add_argument("--threads", type=int, default=1, help="of a CPU, for every side")
+    made.add_argument("--seed", type=int, default=0, help="of the draw of users and candidates")
+    made.add_argument("--no-row", action="store_true", help="print only")
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as name:
+        folder, model = Path(name), resolve_model(options.model, cache_dir())
+        questions = make_questions(folder, model, options.users, options.candidates, options.seed)
+        longest = max(len(prompt) for user in questions.users for prompt in user)
+        work = {
+            "model": str(model),
+            "users": questions.users,
+            "labels": questions.labels,
+            "dtype": options.dtype,
+            "threads": options.threads,
+            "longest": longest + 1,
+        }
+        for turn in range(options.turns):
+            for side, found in turns.items():
+                found.append(measure(side, work, folder))
+                rate = len(questions.timed) / found[-1]["seconds"]
+                print(f"turn {turn + 1}, {side}: {rate:,.1f} items/s", file=sys.stderr, flush=True)
+    worst = check(turns, TOLERANCE[options.dtype])
+    rows = rows_of(turns, questions, options, worst)
+    if not options.no_row:
+        append(rows)
+    print(f"log-probabilities of {len(questions.timed)} questions agree within {worst:.2f}")
+    for row in rows:
+        speed = f"{row['items_s']:8.1f} items/s {row['users_s']:7.2f} users/s, start {row['start_s']} s"
+        print(f"{row['side']:<26}{speed}, saving {row['saving']:.3f} of the optimum")
+    for row in rows[len(OURS) :]:
+        print(f"the faster of ours against {row['side']}: {row['ours_is_faster']}")
+
+
+if __name__ == "__main__":
+    main()
