@@ -72,7 +72,8 @@ class Twin:
         with open(self.log, "ab") as log:
             return subprocess.Popen(
                 command,
-                env=local_environment(RANKS),
+                # The ranks leave when this process is gone, however it went.
+                env=local_environment(RANKS) | {"RECLOOM_SUPERVISOR": str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
