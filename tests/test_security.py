@@ -29,7 +29,7 @@ from recloom.trainer.systems.a_llmrec.align_checkpoint import CHECKPOINT, read_c
 
 def tiny_config() -> LlamaConfig:
     return LlamaConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=8
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16
     )
 
 
@@ -121,6 +121,16 @@ def test_torch_load_runs_no_code_whatever_it_is_asked_for(tmp_path: Path) -> Non
     torch.save({"kept": ParallelBlock}, tmp_path / "known.pt")
     with data_only([ParallelBlock]):
         assert torch.load(tmp_path / "known.pt", weights_only=False) == {"kept": ParallelBlock}
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_a_checkpoint_that_holds_code_is_neither_loaded_nor_converted(tmp_path: Path, stage: str) -> None:
+    """Even where its checksums fit."""
+    from ranks import run_ranks
+
+    LlamaForCausalLM(tiny_config()).save_pretrained(tmp_path / "model")
+    script = Path(__file__).parent / "trainer/trapped_ranks.py"
+    run_ranks(script, 1, str(tmp_path / "model"), str(tmp_path), stage)
 
 
 def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:

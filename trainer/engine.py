@@ -29,6 +29,7 @@ from recloom.trainer.parallel_layout import (
     check_ranks,
     division_of,
 )
+from recloom.trainer.pickles import data_only
 from recloom.trainer.universal import universal_path
 from recloom.trainer.vocabulary_loss import VocabularyShard, shard_of
 from recloom.trainer.zero_settings import check_machine, zero_json
@@ -208,9 +209,10 @@ class Engine:
     def read(self, saved: Saved, path: Path) -> dict[str, Any]:
         """Load the files of a folder, which are those of `saved` or were made from them."""
         try:
-            loaded, state = self.engine.load_checkpoint(
-                str(path.parent), tag=path.name, load_module_strict=not self.has_frozen
-            )
+            with data_only(saved_classes()):
+                loaded, state = self.engine.load_checkpoint(
+                    str(path.parent), tag=path.name, load_module_strict=not self.has_frozen
+                )
         except UNREADABLE as error:
             raise refusal(saved, str(error).partition("\n")[0].rstrip(".")) from None
         if loaded is None:
@@ -254,6 +256,15 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def saved_classes() -> list[type]:
+    """What DeepSpeed pickles into a checkpoint beside tensors and plain containers."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
 
 
 def without_frozen(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

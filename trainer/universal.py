@@ -9,6 +9,7 @@ written last, says what it was made from. The next checkpoint drops it.
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from recloom.data_shards.artifacts import MANIFEST, file_sha256, read_manifest, write_manifest
 from recloom.data_shards.errors import UserError
 from recloom.trainer.checkpoints import UNIVERSAL, Saved
+from recloom.trainer.pickles import data_only
 
 CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 WORKERS = 4  # processes of the converter at most
@@ -93,13 +95,15 @@ def last_line(log: Path) -> str:
 
 
 def make_universal(checkpoint: Path, out: Path) -> None:
-    """Convert, and write the manifest; ends this process when DeepSpeed's converter fails."""
+    """Convert, and write the manifest; this process is that of the converter."""
+    from recloom.trainer.engine import saved_classes
+
     workers = str(max(1, min(WORKERS, len(os.sched_getaffinity(0)))))
-    command = [sys.executable, "-m", CONVERTER, "--input_folder", str(checkpoint)]
-    command += ["--output_folder", str(out), "--num_extract_workers", workers, "--num_merge_workers", workers]
-    code = subprocess.run(command).returncode
-    if code:  # its own last line is the reason
-        raise SystemExit(code)
+    sys.argv = [CONVERTER, "--input_folder", str(checkpoint), "--output_folder", str(out)]
+    sys.argv += ["--num_extract_workers", workers, "--num_merge_workers", workers]
+    # The converter has no function to call, and reads whole objects where it is not held to data.
+    with data_only(saved_classes()):
+        runpy.run_module(CONVERTER, run_name="__main__", alter_sys=True)  # its workers look there
     for path in sorted((out / "zero").rglob("*.pt")):
         name_weight(path)
     write_manifest(out, source=source_of(checkpoint))
