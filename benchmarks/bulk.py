@@ -13,11 +13,9 @@ goes to bulk.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tuning import machine
+from csv_rows import append, command_line, machine
 
 from recloom.data_shards.artifacts import cache_dir
 from recloom.data_shards.renderer import Renderer
@@ -146,19 +144,10 @@ def rows_of(
             "threads": options.threads,
             "machine": machine(),
             "torch": torch.__version__,
-            "command": shlex.join(["python", "benchmarks/bulk.py", *sys.argv[1:]]),
+            "command": command_line(),
         }
         for side, found in turns.items()
     ]
-
-
-def append(rows: list[dict[str, Any]]) -> None:
-    is_new = not ROWS.is_file()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,7 +187,7 @@ def main() -> None:
     worst = check(turns, TOLERANCE[options.dtype])
     rows = rows_of(turns, questions, options, worst)
     if not options.no_row:
-        append(rows)
+        append(ROWS, rows)
     print(f"log-probabilities of {len(questions.timed)} questions agree within {worst:.2f}")
     for row in rows:
         speed = f"{row['items_s']:8.1f} items/s {row['users_s']:7.2f} users/s, start {row['start_s']} s"

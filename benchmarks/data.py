@@ -15,19 +15,15 @@ is killed on the way, goes on, and must end in the same files. Rows go to data.c
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
 import os
-import platform
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +32,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the peer's honest best
 import numpy as np
 import tokenizers
 import transformers
+from csv_rows import append, command_line, cpu_name
 from data_sides import prompts
 from data_sides.preparation import titles
 
@@ -286,35 +283,16 @@ def check_kill(work: dict[str, Any]) -> None:
     print("killed and run again: the same files", file=sys.stderr)
 
 
-def machine() -> str:
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{model[0].split(':')[1].strip() if model else platform.processor()}, {os.cpu_count()} cores"
-
-
-def append(rows: list[dict[str, Any]]) -> None:
+def add(rows: list[dict[str, Any]]) -> None:
     shared = {
         "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+        "machine": cpu_name(),
         "numpy": np.__version__,
         "transformers": transformers.__version__,
         "tokenizers": tokenizers.__version__,
         "command": command_line(),
     }
-    is_new = not ROWS.is_file()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=FIELDS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows({**shared, **row} for row in rows)
-
-
-def command_line() -> str:
-    """As it was typed, places on this machine left out."""
-    words = sys.argv[1:]
-    for option, name in (("--data", "DATA"), ("--folder", "FOLDER")):
-        if option in words:
-            words = [name if before == option else word for before, word in pairwise(["", *words])]
-    return shlex.join(["python", "benchmarks/data.py", *words])
+    append(ROWS, [{**shared, **row} for row in rows], FIELDS)
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -349,7 +327,7 @@ def main() -> None:
     measures = {"batches": measure_batches, "growth": measure_growth, "preparation": measure_preparation}
     rows = [row for part in options.only for row in measures[part](options)]
     if not options.no_rows:
-        append(rows)
+        add(rows)
     report(rows)
 
 

@@ -18,7 +18,6 @@ import csv
 import datetime
 import importlib
 import os
-import platform
 import shlex
 import sys
 import time
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from csv_rows import cpu_name
 from kernel_ops.case import Case
 from tqdm import tqdm
 
@@ -119,8 +119,7 @@ def row_of(case: Case, options: argparse.Namespace, bandwidth: float) -> dict[st
 def device_name(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name()
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{model[0].split(':')[1].strip() if model else platform.processor()}, {os.cpu_count()} cores"
+    return cpu_name()
 
 
 def command_line(options: argparse.Namespace) -> str:

@@ -13,12 +13,8 @@ side's loss of the same samples must agree. The ratios come last, and a row a pe
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
-import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -28,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_rows import append, command_line, machine
 
 from recloom.data_shards.artifacts import cache_dir
 from recloom.launcher.ranks import deepspeed_command, rank_environment
@@ -93,12 +90,6 @@ def check_losses(sides: dict[str, Side], tolerance: float) -> float:
     return worst
 
 
-def machine() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
 def rows_of(
     sides: dict[str, Side], options: argparse.Namespace, ranks: int, worst: float
 ) -> list[dict[str, Any]]:
@@ -119,19 +110,10 @@ def rows_of(
             "loss_difference": f"{worst:.1e}",
             "machine": machine(),
             "torch": torch.__version__,
-            "command": shlex.join(["python", "benchmarks/tuning.py", *sys.argv[1:]]),
+            "command": command_line(),
         }
         for name in PEERS
     ]
-
-
-def append(rows: list[dict[str, Any]]) -> None:
-    is_new = not ROWS.is_file()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,7 +161,7 @@ def main() -> None:
     worst = check_losses(sides, TOLERANCE[options.dtype])
     rows = rows_of(sides, options, ranks, worst)
     if not options.no_row:
-        append(rows)
+        append(ROWS, rows)
     print(f"losses of {work['checked']} samples agree within {worst:.1e}")
     for row in rows:
         print(
