@@ -24,10 +24,13 @@ from pydantic import ValidationError
 
 from recloom.data_shards.errors import UserError, print_error
 from recloom.kernels.trie_cursor import CursorBatch
+from recloom.launcher.bulk_claims import Heartbeat, Witness
 from recloom.launcher.bulk_embed import fault_of_embed, vector_answer
+from recloom.launcher.bulk_environment import cpu_build
+from recloom.launcher.bulk_plan import Plan
 from recloom.launcher.bulk_soft import SoftRows, fault_of_soft, mixed_prompt, token_ids
-from recloom.launcher.bulk_store import BulkStore, write_chunk
-from recloom.launcher.bulk_supervisor import cpu_build, run_pass
+from recloom.launcher.bulk_store import BulkStore
+from recloom.launcher.bulk_supervisor import run_pass
 from recloom.launcher.bulk_tries import (
     MAX_SCORE_IDS,
     EngineScorer,
@@ -37,6 +40,7 @@ from recloom.launcher.bulk_tries import (
     constraint_arguments,
     fault_of_constraint,
 )
+from recloom.launcher.bulk_work import WorkList
 from recloom.launcher.processes import die_with_parent
 from recloom.trainer.requests import Answer, BulkSettings, Request, read_requests
 
@@ -49,8 +53,8 @@ HEARTBEAT_SECONDS = 1.0
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--worker"]:  # how the supervisor starts this file
-        out, pipe, parent = arguments[1:]
-        return work(Path(out), Connection(int(pipe), readable=False), int(parent))
+        out, plan, owner, pipe, parent = arguments[1:]
+        return work(Path(out), Path(plan), owner, Connection(int(pipe), readable=False), int(parent))
     options = vars(parser().parse_args(arguments))
     try:
         settings = read_settings({k: options[k] for k in BulkSettings.model_fields if options[k] is not None})
@@ -87,15 +91,19 @@ def read_settings(given: dict[str, str]) -> BulkSettings:
         raise UserError("\n".join(problems)) from None
 
 
-def work(out: Path, pipe: Connection, parent: int) -> int:
-    """The worker: answers and commits chunk after chunk, reports to the supervisor."""
+def work(out: Path, plan_folder: Path, owner: str, pipe: Connection, parent: int) -> int:
+    """The worker: claims, answers and commits chunk after chunk, reports to the supervisor."""
     os.set_inheritable(pipe.fileno(), False)
     die_with_parent(parent)
     try:
-        store = BulkStore.reopen(out)
-        asked = store.requests()
-        soft, embed = any(r.soft is not None for r in asked), any(r.embed for r in asked)
-        answer_all(store, Engine(store.model, store.settings, soft, embed), Reporter(pipe))
+        store, plan = BulkStore.reopen(out), Plan.read(plan_folder)
+        witness = Witness(plan.alive, store.settings.lease_seconds)
+        chunks = WorkList(plan, out, owner, witness, store.settings.max_restarts)
+        with Heartbeat(plan.alive, owner):
+            asked = store.requests()
+            soft, embed = any(r.soft is not None for r in asked), any(r.embed for r in asked)
+            engine = Engine(store.model, store.settings, soft, embed)
+            answer_all(chunks, asked, engine, Reporter(pipe))
     except Exception as error:
         traceback.print_exc()
         pipe.send({"error": f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}"})
@@ -105,28 +113,40 @@ def work(out: Path, pipe: Connection, parent: int) -> int:
 
 
 class Reporter:
-    """Tells the supervisor how many requests are answered, at most once a second."""
+    """Tells the supervisor which chunk is at work and how much of it is answered, at most once a second."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
-        self.committed = 0
+        self.chunk = ""
         self.last = 0.0
+
+    def begin(self, chunk: str) -> None:
+        self.chunk = chunk
+        self.send(0)
 
     def answered(self, in_chunk: int) -> None:
         if time.monotonic() - self.last >= HEARTBEAT_SECONDS:
-            self.last = time.monotonic()
-            self.pipe.send({"answered": self.committed + in_chunk})
+            self.send(in_chunk)
 
-    def commit(self, count: int) -> None:
-        self.committed += count
-        self.pipe.send({"answered": self.committed})
+    def idle(self) -> None:
+        self.answered(0)
+
+    def commit(self) -> None:
+        self.chunk = ""
+        self.send(0, committed=True)
+
+    def send(self, answered: int, **more: bool) -> None:
+        self.last = time.monotonic()
+        self.pipe.send({"answered": answered, "chunk": self.chunk, **more})
 
 
-def answer_all(store: BulkStore, engine: Engine, reporter: Reporter) -> None:
-    reporter.commit(0)
-    for path, chunk in store.todo():
-        write_chunk(path, answer_chunk(engine, chunk, reporter.answered))
-        reporter.commit(len(chunk))
+def answer_all(chunks: WorkList, asked: list[Request], engine: Engine, reporter: Reporter) -> None:
+    reporter.begin("")
+    for number in chunks.claims(reporter.idle):
+        name, places = chunks.plan.chunks[number]
+        reporter.begin(name)
+        chunks.commit(number, answer_chunk(engine, [asked[n] for n in places], reporter.answered))
+        reporter.commit()
 
 
 def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int], None]) -> list[Answer]:

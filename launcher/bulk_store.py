@@ -10,10 +10,12 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,8 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.requests import (
     CHUNKS,
     REQUESTS,
-    Answer,
     BulkSettings,
     Request,
-    chunk_text,
     read_answers,
     read_chunk,
     read_requests,
@@ -40,7 +40,8 @@ from recloom.trainer.requests import (
 )
 
 PASS = "pass.json"
-OWN_FILES = (PASS, REQUESTS, MANIFEST, CHUNKS, ".*.tmp")
+# NFS keeps what was removed while open as .nfs*.
+OWN_FILES = (PASS, REQUESTS, MANIFEST, CHUNKS, ".*.tmp", ".nfs*")
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.safetensors", "*.bin")
 log = logging.getLogger(__name__)
 
@@ -58,33 +59,49 @@ class BulkStore:
     def prepare(
         cls, out: Path, model: Path, settings: BulkSettings, requests: Sequence[Request]
     ) -> BulkStore:
-        """Make or reopen the folder; answers to other inputs are dropped, with a warning.
+        """`describe`, then `settle`: for one who has the folder alone."""
+        store = cls.describe(out, model, settings, requests)
+        store.settle(requests)
+        return store
+
+    @classmethod
+    def describe(
+        cls, out: Path, model: Path, settings: BulkSettings, requests: Sequence[Request]
+    ) -> BulkStore:
+        """The store of these inputs; nothing is written.
 
         Raises UserError when the folder holds files that are not a bulk pass's.
         """
         check_own(out)
-        text = requests_text(requests)
         identity = {
             "model_digest": model_digest(model),
-            "requests_digest": hashlib.sha256(text.encode()).hexdigest(),
+            "requests_digest": hashlib.sha256(requests_text(requests).encode()).hexdigest(),
             "dtype": settings.dtype,
             "max_model_len": settings.max_model_len,
         }
-        store = cls(out, model, settings, identity)
-        if store.saved().get("identity") != identity:
-            store.drop()
+        return cls(out, model, settings, identity)
+
+    def settle(self, requests: Sequence[Request]) -> None:
+        """Make or reopen the folder; answers to other inputs are dropped, with a warning."""
+        out, identity = self.out, self.identity
+        if not self.is_saved():
+            self.drop()
         if not (out / REQUESTS).is_file() or file_sha256(out / REQUESTS) != identity["requests_digest"]:
-            atomic_write_text(out / REQUESTS, text)
+            atomic_write_text(out / REQUESTS, requests_text(requests))
         for leftover in out.glob(".*.tmp"):
             leftover.unlink()
-        state = {"identity": identity, "model": str(model.resolve()), "settings": settings.model_dump()}
-        if store.saved() != state:
+        model, settings = str(self.model.resolve()), self.settings.model_dump()
+        state = {"identity": identity, "model": model, "settings": settings}
+        if self.saved() != state:
             atomic_write_json(out / PASS, state)
-        return store
+
+    def is_saved(self) -> bool:
+        """Whether the folder's answers are to these inputs."""
+        return bool(self.saved().get("identity") == self.identity)
 
     @classmethod
     def reopen(cls, out: Path) -> BulkStore:
-        """The store as the worker sees it."""
+        """The store as a worker sees it."""
         saved = json.loads((out / PASS).read_text())
         return cls(out, Path(saved["model"]), BulkSettings(**saved["settings"]), saved["identity"])
 
@@ -121,7 +138,7 @@ class BulkStore:
         return keys
 
     def todo(self) -> Iterator[tuple[Path, list[Request]]]:
-        """The chunks still to answer, each with the file it goes to."""
+        """The chunks still to answer, each with the file it goes to, in prefix order."""
         done = self.committed()
         left = [request for request in self.requests() if request.key not in done]
         paths = (self.out / f"chunk-{number:05d}.jsonl" for number in itertools.count())
@@ -164,20 +181,14 @@ def prefix(request: Request) -> tuple[str, tuple[int, ...]]:
     return request.soft.file, tuple(-1 - rows[n] if n in rows else token for n, token in places)
 
 
-def write_chunk(path: Path, answers: Sequence[Answer]) -> None:
-    atomic_write_text(path, chunk_text(answers))
-
-
 def check_own(out: Path) -> None:
     """Refuse a folder in use for something else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out = '{out}': this is a file: name a folder.")
-    own = {path for pattern in OWN_FILES for path in out.glob(pattern)}
-    foreign = sorted(set(out.glob("*")) - own)
+    names = sorted(os.listdir(out)) if out.is_dir() else []  # once: other machines may add chunks meanwhile
+    foreign = [name for name in names if not any(fnmatch(name, own) for own in OWN_FILES)]
     if foreign:
-        raise UserError(
-            f"out = '{out}': the folder holds '{foreign[0].name}', no bulk pass's file: name another."
-        )
+        raise UserError(f"out = '{out}': the folder holds '{foreign[0]}', no bulk pass's file: name another.")
 
 
 def model_digest(model: Path) -> str:

@@ -50,16 +50,33 @@ class BulkSettings(BaseModel):
         description="Tokens a block of the prefix cache; on a CPU a multiple of 32.",
     )
     kv_cache_gb: float = Field(
-        default=2.0, gt=0, description="Memory of the key-value cache on a CPU, in GiB."
+        default=2.0, gt=0, description="Memory of an engine's key-value cache on a CPU, in GiB."
     )
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; empty: all cores.")
+    engines: int = Field(
+        default=1,
+        ge=1,
+        description="Engines on this machine, each with the whole model, on a GPU of its own.",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of an engine; empty: all cores, divided among the engines.",
+    )
     max_restarts: int = Field(
-        default=3, ge=0, description="Restarts in a row without a new chunk before giving up."
+        default=3,
+        ge=0,
+        description="Restarts of an engine in a row without a new chunk, or of all engines at one chunk, before "
+        "giving up.",
     )
     stall_seconds: float = Field(default=600.0, gt=0, description="A worker silent for longer is restarted.")
+    lease_seconds: float = Field(
+        default=60.0,
+        ge=10,
+        description="Another machine's chunk is taken over when its engine showed no life for so long.",
+    )
 
 
 @dataclass(frozen=True)

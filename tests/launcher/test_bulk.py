@@ -19,6 +19,7 @@ from recloom.data_shards.artifacts import file_sha256, read_manifest
 from recloom.data_shards.errors import UserError
 from recloom.launcher import bulk, bulk_supervisor
 from recloom.launcher.bulk import run_pass
+from recloom.launcher.bulk_claims import host_name
 from recloom.trainer.requests import BulkSettings, Request, read_answers, write_requests
 
 SETTINGS = BulkSettings(dtype="float32", max_model_len=256, kv_cache_gb=0.25, threads=1, chunk_size=8)
@@ -220,7 +221,8 @@ def test_interrupt_ends_both_processes(tiny_llama: Path, tmp_path: Path) -> None
     asked, out = tmp_path / "asked.jsonl", tmp_path / "out"
     write_requests(asked, [Request((3,), 4)])
     process = start_command(tiny_llama, asked, out)
-    wait_for(lambda: (tmp_path / "out.log").is_file() and (tmp_path / "out.log").stat().st_size, process)
+    log = tmp_path / f"out.{host_name()}.log"
+    wait_for(lambda: log.is_file() and log.stat().st_size, process)
     worker = worker_of(process)
     process.send_signal(signal.SIGINT)
     assert "Interrupted" in process.communicate(timeout=30)[1]

@@ -15,10 +15,21 @@ from hypothesis import strategies as st
 from recloom.data_shards.errors import UserError
 from recloom.launcher import bulk, bulk_supervisor
 from recloom.launcher.bulk import Engine, answer_chunk, find_fault, make_answer, run_pass
-from recloom.launcher.bulk_store import BulkStore, model_digest, plan_chunks, write_chunk
-from recloom.launcher.bulk_supervisor import supervise
+from recloom.launcher.bulk_claims import Witness, new_owner
+from recloom.launcher.bulk_engines import supervise
+from recloom.launcher.bulk_plan import open_pass
+from recloom.launcher.bulk_store import BulkStore, model_digest, plan_chunks
+from recloom.launcher.bulk_supervisor import engines_of
 from recloom.launcher.bulk_tries import Tries
-from recloom.trainer.requests import Answer, BulkSettings, Request, read_answers, write_requests
+from recloom.launcher.bulk_work import WorkList
+from recloom.trainer.requests import (
+    Answer,
+    BulkSettings,
+    Request,
+    chunk_text,
+    read_answers,
+    write_requests,
+)
 
 
 def make_model(folder: Path, weights: bytes = b"1") -> Path:
@@ -34,7 +45,7 @@ def fake_answer(request: Request) -> Answer:
 
 
 WORKER = "import sys,time,os,signal\nfrom multiprocessing.connection import Connection\n" + (
-    "pipe = Connection(int(sys.argv[1]), readable=False)\n"
+    "pipe = Connection(int(sys.argv[2]), readable=False)\n"
 )
 
 
@@ -53,12 +64,16 @@ WORKER = "import sys,time,os,signal\nfrom multiprocessing.connection import Conn
     ],
 )
 def test_gives_up_with_the_reason(tmp_path: Path, script: str, said: str, starts: int) -> None:
-    settings = BulkSettings(max_restarts=2, stall_seconds=0.3)
-    store = BulkStore.prepare(tmp_path / "out", make_model(tmp_path / "m"), settings, [Request((1,), 1)])
+    settings, asked = BulkSettings(max_restarts=2, stall_seconds=0.3), [Request((1,), 1)]
+    store = BulkStore.describe(tmp_path / "out", make_model(tmp_path / "m"), settings, asked)
     count = "open('starts', 'a').write('x')\n"
+    witness = Witness(tmp_path / "out.work/alive", settings.lease_seconds)
+    plan = open_pass(store, asked, new_owner("here"), witness)
+    assert plan is not None
+    work = WorkList(plan, store.out, new_owner("here"), witness, settings.max_restarts)
+    program = WORKER + count.replace("starts", str(tmp_path / "starts")) + script
     with open(tmp_path / "log", "wb") as log_file, pytest.raises(UserError, match="0 of 1") as caught:
-        program = WORKER + count.replace("starts", str(tmp_path / "starts")) + script
-        supervise(store, [sys.executable, "-c", program], {}, log_file)
+        supervise(work, engines_of(settings, [sys.executable, "-c", program], [{}], log_file), 1, 2)
     assert said in str(caught.value)
     assert (tmp_path / "starts").read_text() == "x" * starts
 
@@ -129,7 +144,7 @@ def test_changed_inputs_drop_old_answers_with_a_word(
         store = BulkStore.prepare(out, model, settings, requests)
         kept = sorted(store.committed())
         for path, chunk in store.todo():
-            write_chunk(path, [fake_answer(request) for request in chunk])
+            path.write_text(chunk_text([fake_answer(request) for request in chunk]))
         return kept
 
     everything = sorted(request.key for request in asked)
