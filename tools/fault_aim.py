@@ -20,8 +20,9 @@ from recloom.data_shards.artifacts import MANIFEST
 from recloom.data_shards.errors import UserError
 from recloom.tools.fault_twin import RANKS, Twin
 
-RANKS_POLL = 0.1  # seconds; looking for the ranks goes through all processes
-PATIENCE_SECONDS = 600.0  # a start that does nothing for so long hangs
+RANKS_POLL = 0.25  # seconds; looking for the ranks goes through all processes
+STEP_POLL = 0.05
+PATIENCE_SECONDS = 1800.0  # a start that does nothing for so long hangs
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ AIMS = {
     "start": Aim(
         15, 10.0, 0, 0.1, "from the first sign of the ranks: imports, meeting, loading a checkpoint"
     ),
-    "step": Aim(35, 3.0, 0, 0.01, "behind the first step that this start took"),
+    "step": Aim(35, 3.0, 0, STEP_POLL, "behind the first step that this start took"),
     "checkpoint": Aim(
         35, 0.1, 2, 0.002, "while a checkpoint is being written: its folder is there, its manifest is not"
     ),
-    "shard": Aim(15, 0.0, 2, 0.005, "while the rank has a shard open that it had not before"),
+    "shard": Aim(15, 0.0, 2, 0.02, "while the rank has a shard open that it had not before"),
 }
 
 
@@ -153,7 +154,11 @@ def wait_for_shot(process: Popen[bytes], twin: Twin, shot: Shot) -> psutil.Proce
     victim = ranks_below(process).get(shot.rank)
     if victim is None:
         return None
-    moment: Callable[[], bool] = getattr(Moments(twin, victim, started), shot.aim)
+    moments = Moments(twin, victim, started)
+    # Before its first step a start writes no checkpoint; looking closely until then would slow the ranks down.
+    if shot.aim == "checkpoint" and not wait_for(process, moments.step, STEP_POLL):
+        return None
+    moment: Callable[[], bool] = getattr(moments, shot.aim)
     for _ in range(shot.skip + 1):
         if not wait_for(process, moment, AIMS[shot.aim].poll):
             return None

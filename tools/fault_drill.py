@@ -23,7 +23,7 @@ from recloom.data_shards.errors import UserError, print_error
 from recloom.tools.fault_aim import AIMS, Shot, draw, ranks_below, unfinished, wait_for_shot
 from recloom.tools.fault_twin import EPOCHS, RANKS, SAMPLES, Twin, make_twin
 
-END_SECONDS = 180.0  # of a launch whose rank is gone
+END_SECONDS = 600.0  # of a launch whose rank is gone
 ODDS = "\n".join(f"  {name:<11} {aim.odds} of 100: {aim.meaning}" for name, aim in AIMS.items())
 DESCRIPTION = f"""A small real training (DeepSpeed, {RANKS} gloo ranks on this machine's CPU,
 launcher/train.py) is killed with SIGKILL: one rank, drawn, at a moment that is drawn as follows. Then the
