@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add_launch_arguments(launch)
 
+    join = commands.add_parser("join", help="this machine's engines at the bulk passes of a run elsewhere")
+    add_join_arguments(join)
+
     validate = commands.add_parser(
         "validate", help="check a config and whether it fits the cluster", epilog=HELP, allow_abbrev=False
     )
@@ -47,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     add_layers(validate)
     validate.add_argument("--gpus", type=int, default=1, help="GPUs in all (default 1)")
     validate.add_argument("--gpu-memory", type=float, default=80, help="GiB a GPU (default 80)")
+    validate.add_argument("--mfu", type=float, default=0.2, help="share of an A100's peak (default 0.2)")
+    validate.add_argument(
+        "--bandwidth", type=float, default=25, help="GB/s of each GPU between nodes (default 25)"
+    )
 
     listing = commands.add_parser("ls", help="the runs and how far they are")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
@@ -75,6 +82,18 @@ def parser() -> argparse.ArgumentParser:
     model = commands.add_parser("new-model", help="a LLaMA with random weights, for a run from scratch")
     add_model_arguments(model)
     return made
+
+
+def add_join_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the run's folder, on a file system that both machines see")
+    parser.add_argument("--engines", type=int, metavar="N", help="on this machine (default: as the run's)")
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=60,
+        metavar="MINUTES",
+        help="leave when no pass came for so long (default 60)",
+    )
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +147,8 @@ def dispatch(arguments: list[str]) -> int:
         return run_command(options, overrides)
     if options.command == "launch":
         return launch(options, overrides)
+    if options.command == "join":
+        return join_command(options)
     if options.command == "validate":
         return validate_command(options, overrides)
     if options.command == "ls":
@@ -154,11 +175,21 @@ def run_command(options: argparse.Namespace, overrides: list[tuple[str, str]]) -
     return 0
 
 
+def join_command(options: argparse.Namespace) -> int:
+    from recloom.launcher.bulk_join import join_run
+
+    print(f"{join_run(options.run, options.engines, 60 * options.idle)} passes joined")
+    return 0
+
+
 def validate_command(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     from recloom.trainer.config_io import read_config
     from recloom.trainer.plan import format_plan, make_plan
+    from recloom.trainer.planning.speed import make_speed
 
-    plan = make_plan(read_config(options.config, overrides, options.layers), options.gpus, options.gpu_memory)
+    config = read_config(options.config, overrides, options.layers)
+    speed = make_speed(options.mfu, options.bandwidth)
+    plan = make_plan(config, options.gpus, options.gpu_memory, speed=speed)
     print(format_plan(plan))
     return 0 if plan.ok else 1
 

@@ -19,7 +19,8 @@ from recloom.data_shards.artifacts import file_sha256, read_manifest
 from recloom.data_shards.errors import UserError
 from recloom.launcher import bulk, bulk_supervisor
 from recloom.launcher.bulk import run_pass
-from recloom.launcher.bulk_claims import host_name
+from recloom.launcher.bulk_claims import Chains, host_name
+from recloom.launcher.bulk_plan import CLAIMS, current, work_folder
 from recloom.trainer.requests import BulkSettings, Request, read_answers, write_requests
 
 SETTINGS = BulkSettings(dtype="float32", max_model_len=256, kv_cache_gb=0.25, threads=1, chunk_size=8)
@@ -142,8 +143,8 @@ def test_finished_pass_returns_at_once(
     assert file_sha256(reference / "manifest.json") == before
 
 
-def start_command(model: Path, asked: Path, out: Path) -> subprocess.Popen[str]:
-    given = SETTINGS.model_dump().items()
+def start_command(model: Path, asked: Path, out: Path, **changes: int) -> subprocess.Popen[str]:
+    given = (SETTINGS.model_dump() | changes).items()
     flags = [part for name, value in given for part in ("--" + name.replace("_", "-"), str(value))]
     command = [
         sys.executable,
@@ -215,6 +216,38 @@ def test_killed_anywhere_nothing_is_lost_or_repeated(
     assert read_answers(out) == read_answers(reference)
     assert [sha for _, sha in chunks(out).values()] == [sha for _, sha in chunks(reference).values()]
     assert f"{len(requests)} answers" in output
+
+
+def holders(out: Path) -> list[str]:
+    """The owners that hold a chunk of the pass which runs."""
+    plan = current(work_folder(out))
+    if plan is None:
+        return []
+    missing = [plan.chunks[number][0] for number in plan.missing(out)]
+    states = Chains(plan.folder / CLAIMS, "").states(missing).values()
+    return [state.owner for state in states if state.owner is not None]
+
+
+def test_an_engine_of_two_is_killed(
+    tiny_llama: Path, reference: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "out"
+    write_requests(asked, requests)
+    process = start_command(tiny_llama, asked, out, engines=2)
+    held = wait_for(lambda: len(chunks(out)) >= 2 and holders(out), process)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    (victim,) = [worker for worker in workers if held[0] in worker.cmdline()]
+    victim.kill()
+    before = chunks(out)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "was killed by SIGKILL: it is started again" in errors
+    assert before.items() <= chunks(out).items()
+    assert read_answers(out) == read_answers(reference)
+    assert [sha for _, sha in chunks(out).values()] == [sha for _, sha in chunks(reference).values()]
+    assert f"{len(requests)} answers" in output
+    assert not work_folder(out).exists()
 
 
 def test_interrupt_ends_both_processes(tiny_llama: Path, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bulk_machines
-from bulk_machines import LEASE, POISON, Machine, answer_of, walk_pass
+from bulk_machines import FORK, LEASE, POISON, Machine, answer_of, run_elsewhere, walk_pass
 
 from recloom.data_shards.errors import UserError
 from recloom.launcher import bulk_supervisor
 from recloom.launcher.bulk_claims import Heartbeat, Witness, new_owner
 from recloom.launcher.bulk_environment import engine_environments
+from recloom.launcher.bulk_join import join_run
 from recloom.launcher.bulk_plan import ALIVE, current, open_pass, work_folder
 from recloom.launcher.bulk_store import BulkStore
 from recloom.launcher.bulk_supervisor import run_pass
@@ -177,11 +178,7 @@ def test_damaged_chunks_are_answered_again(tmp_path: Path, model: Path) -> None:
 
 
 def with_fake_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        bulk_supervisor,
-        "worker_command",
-        lambda out, plan: [sys.executable, "-P", bulk_machines.__file__, str(out), str(plan.folder)],
-    )
+    monkeypatch.setattr(bulk_supervisor, "worker_command", bulk_machines.fake_command)
 
 
 def test_one_command_runs_several_engines(
@@ -196,6 +193,38 @@ def test_one_command_runs_several_engines(
     assert len({line.split()[0] for line in commits}) >= 2
 
 
+def test_the_same_command_on_two_machines_is_one_pass(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MACHINES", "2")
+    out = tmp_path / "one" / "out"
+    inputs = [(BulkSettings(chunk_size=3, engines=n), model, ASKED, out) for n in (1, 2)]
+    machines = [
+        FORK.Process(target=run_elsewhere, args=(name, *given))
+        for name, given in zip("ab", inputs, strict=True)
+    ]
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        machine.join()
+        assert machine.exitcode == 0
+    assert_whole(out, ASKED)
+    by = {line.partition("-")[0] for line in out.with_name("commits").read_text().splitlines()}
+    assert by == {"a", "b"}
+    assert {path.name for path in out.parent.glob("out.*")} == {"out.a.log", "out.b.log"}
+
+
+def test_join_needs_the_run_folder_only(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_fake_workers(monkeypatch)
+    out = tmp_path / "run" / "seed_1" / "bulk" / "rank.one"
+    assert begin("elsewhere", out, model, [*ASKED, ASKED[0]]) is not None
+    assert join_run(tmp_path / "run", 2, 0.3) == 1
+    assert_whole(out, [*ASKED, ASKED[0]])
+    assert join_run(tmp_path / "run", None, 0.1) == 0
+    with pytest.raises(UserError, match="no such folder"):
+        join_run(tmp_path / "none", None, 1)
+
+
 def test_a_chunk_that_ends_its_engines_ends_the_pass(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +236,6 @@ def test_a_chunk_that_ends_its_engines_ends_the_pass(
         run_pass(BulkSettings(chunk_size=3, engines=2, max_restarts=1), model, asked, out)
     assert f"of {len(asked)} requests: the worker of engine" in str(caught.value)
     kept = len(list(out.glob("chunk-*.jsonl")))
-    monkeypatch.setattr(bulk_machines, "POISON", -1)
     walk_pass("mended", out, model, asked, SMALL)  # what was committed stays
     assert len(list(out.glob("chunk-*.jsonl"))) == 41
     assert kept > 0
