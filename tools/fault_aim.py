@@ -155,7 +155,7 @@ def wait_for_shot(process: Popen[bytes], twin: Twin, shot: Shot) -> psutil.Proce
     if victim is None:
         return None
     moments = Moments(twin, victim, started)
-    # Before its first step a start writes no checkpoint; looking closely until then would slow the ranks down.
+    # A start writes no checkpoint before its first step; looking closely until then would slow it down.
     if shot.aim == "checkpoint" and not wait_for(process, moments.step, STEP_POLL):
         return None
     moment: Callable[[], bool] = getattr(moments, shot.aim)

@@ -348,6 +348,10 @@ def divide_layers(network: Any, tensor: int) -> None:
         else:
             made = (tp.LinearAllreduce if division == "row" else tp.LinearLayer)(layer, group, name=name)
         network.set_submodule(name, made)
+    # What is left was partitioned among all ranks; it belongs to data-parallel ones, as divided layers do,
+    # else DeepSpeed's converter can't tell who holds what.
+    for layer in network.modules():
+        make_whole(network, layer)
     # Equal losses would not tell that every rank computes all.
     assert found == set(DIVISIONS[model_type].values()), f"of {model_type} only {found} was divided"
     if model_type in LOCAL_HEADS:

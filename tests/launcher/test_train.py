@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,30 @@ def test_killed_rank_ends_the_launch_and_resume_is_bit_equal(
     names = ["run/tune/llama4rec/model/model.safetensors"]
     for name in names:
         assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+def test_a_rank_less_continues_a_killed_training(
+    repo_root: Path, tiny_llama: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The same command with other ranks: the samples and losses of two ranks that nobody killed."""
+    config = write_config(tmp_path / "config.yaml", small_config(tmp_path / "run", tiny_llama))
+    process = start(repo_root, config, tmp_path / "first.txt")
+    wait_for(process, lambda: len(losses(tmp_path / "run")) >= 3, tmp_path / "first.txt")
+    ranks_of(process)[0].send_signal(signal.SIGKILL)
+    assert process.wait(timeout=120) != 0, "a killed rank must not look like success"
+    process = start(repo_root, config, tmp_path / "second.txt", "--parallel.cpu_ranks", "1")
+    assert process.wait(timeout=400) == 0, (tmp_path / "second.txt").read_text()[-4000:]
+    log = (tmp_path / "second.txt").read_text()
+    assert log.count("written by 2 ranks with parallel.tensor = 1, converted for 1 rank with") == 1
+    assert re.search(r"on 1 ranks, resuming after step \d", log)
+    found, wanted = (
+        [row for row in metric_lines(folder) if "loss" in row]
+        for folder in (tmp_path / "run", uninterrupted / "run")
+    )
+    assert [(row["step"], row["samples"]) for row in found] == [
+        (row["step"], row["samples"]) for row in wanted
+    ]
+    assert max(abs(one["loss"] - two["loss"]) for one, two in zip(found, wanted, strict=True)) < 1e-5
 
 
 def test_finished_training_is_skipped(repo_root: Path, uninterrupted: Path) -> None:
