@@ -117,6 +117,15 @@ class Heartbeat:
             self.path.write_text(f"{self.beats}\n")  # NFS sends it when the file is closed
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """A sign of life: its content, when it was looked at, and for how long it had been the same."""
+
+    value: str | None
+    at: float
+    still: float
+
+
 class Witness:
     """Judges whether owners live by their files in `folder`."""
 
@@ -126,14 +135,21 @@ class Witness:
         self.folder = folder
         self.lease_seconds = lease_seconds
         self.clock = clock
-        self.seen: dict[str, tuple[str | None, float]] = {}
+        self.seen: dict[str, Sighting] = {}
 
     def is_dead(self, owner: str) -> bool:
-        """Whether the sign of life has stood still for a lease since this witness first saw it."""
+        """Whether the sign of life has stood still for a lease since this witness first saw it.
+
+        Between two looks at most `BEAT_SECONDS` count: when the share was away, or this process slept, the
+        others had no chance to be seen, and must not all be taken for dead at the first look afterwards.
+        """
         now, value = self.clock(), self.read(owner)
-        if owner not in self.seen or self.seen[owner][0] != value:
-            self.seen[owner] = (value, now)
-        return now - self.seen[owner][1] >= self.lease_seconds
+        before = self.seen.get(owner)
+        still = 0.0
+        if before and before.value == value:
+            still = before.still + min(now - before.at, BEAT_SECONDS)
+        self.seen[owner] = Sighting(value, now, still)
+        return still >= self.lease_seconds
 
     def read(self, owner: str) -> str | None:
         """The content, not the time of change: NFS asks the server anew when a file is opened."""

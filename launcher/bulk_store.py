@@ -56,15 +56,6 @@ class BulkStore:
     identity: dict[str, Any]
 
     @classmethod
-    def prepare(
-        cls, out: Path, model: Path, settings: BulkSettings, requests: Sequence[Request]
-    ) -> BulkStore:
-        """`describe`, then `settle`: for one who has the folder alone."""
-        store = cls.describe(out, model, settings, requests)
-        store.settle(requests)
-        return store
-
-    @classmethod
     def describe(
         cls, out: Path, model: Path, settings: BulkSettings, requests: Sequence[Request]
     ) -> BulkStore:

@@ -167,11 +167,11 @@ def heed_interrupts() -> None:
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     """Poll until the condition holds; the process must live meanwhile."""
-    for _ in range(12_000):
+    for _ in range(30_000):
         if value := condition():
             return value
         assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.02)
     raise AssertionError("waited in vain")
 
 

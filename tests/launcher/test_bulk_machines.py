@@ -112,7 +112,9 @@ def test_one_machine_keeps_the_order_and_the_files(tmp_path: Path, model: Path) 
     """Chunks, names and bytes are those of `BulkStore.todo`, whoever works."""
     out = tmp_path / "one" / "out"
     out.parent.mkdir()
-    planned = list(BulkStore.prepare(tmp_path / "plan", model, SMALL, ASKED).todo())
+    store = BulkStore.describe(tmp_path / "plan", model, SMALL, ASKED)
+    store.settle(ASKED)
+    planned = list(store.todo())
     walk_pass("m", out, model, ASKED, SMALL)
     assert_whole(out, ASKED)
     done = [line.split()[1] for line in out.with_name("commits").read_text().splitlines()]

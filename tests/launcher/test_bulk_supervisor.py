@@ -141,7 +141,8 @@ def test_changed_inputs_drop_old_answers_with_a_word(
     out, model, asked = tmp_path / "out", make_model(tmp_path / "m"), [Request((1,), 1), Request((2,), 1)]
 
     def prepare(settings: BulkSettings, requests: list[Request]) -> list[str]:
-        store = BulkStore.prepare(out, model, settings, requests)
+        store = BulkStore.describe(out, model, settings, requests)
+        store.settle(requests)
         kept = sorted(store.committed())
         for path, chunk in store.todo():
             path.write_text(chunk_text([fake_answer(request) for request in chunk]))
