@@ -120,7 +120,6 @@ class EngineProcess:
         self.owner = ""
 
     def start(self, owner: str) -> None:
-        self.owner = owner
         self.chunk, self.answered, self.ready = "", 0, False
         self.error, self.reason = "", ""
         self.pipe, sender = Pipe(duplex=False)
@@ -134,7 +133,7 @@ class EngineProcess:
                 pass_fds=(sender.fileno(),),
                 start_new_session=True,
             )
-        self.heard = time.monotonic()
+        self.owner, self.heard = owner, time.monotonic()
 
     def listen(self, has_news: bool) -> None:
         """Take the next message; `reason` says why the worker is at its end."""

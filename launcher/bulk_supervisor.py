@@ -95,4 +95,8 @@ def exclusive_log(out: Path) -> Iterator[IO[bytes]]:
                 if time.monotonic() > deadline:
                     raise UserError(f"out = '{out}': another pass writes there: wait for it.") from None
                 time.sleep(0.1)
+            except OSError as error:
+                raise UserError(
+                    f"out = '{out}': no file locks there ({error.strerror}): name a folder elsewhere."
+                ) from None
         yield log_file

@@ -61,6 +61,17 @@ def test_each_state_is_changed_by_one_owner_only(steps: list[tuple[str, str]]) -
         assert not list(Path(folder).glob("*.tmp"))
 
 
+def test_a_lost_claim_is_seen_though_the_listing_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS may show a folder as it was half a minute ago."""
+    one, two = Chains(tmp_path, "a@1"), Chains(tmp_path, "b@2")
+    assert one.claim("x", State())
+    monkeypatch.setattr(os, "listdir", lambda folder: [])
+    assert not two.claim("x", two.states(["x"])["x"])
+    assert two.states(["x"])["x"] == State(1, "a@1")
+
+
 def test_first_link_wins_and_a_repeated_request_is_its_own(tmp_path: Path) -> None:
     one, two, name = tmp_path / "one", tmp_path / "two", tmp_path / "name"
     one.write_text("1")
