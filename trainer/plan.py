@@ -25,10 +25,12 @@ from recloom.trainer.planning.checks import (
     check_training,
     named,
 )
+from recloom.trainer.planning.choices import choice_lines, make_choices
 from recloom.trainer.planning.cluster import Cluster, make_cluster
 from recloom.trainer.planning.lines import (
     Line,
     disk_line,
+    labelled,
     memory_lines,
     prompt_lines,
     start_line,
@@ -38,15 +40,18 @@ from recloom.trainer.planning.memory import Setup
 from recloom.trainer.planning.model_size import find_model
 from recloom.trainer.planning.outline import Outline, Training, outline_of
 from recloom.trainer.planning.shapes import ModelSize
+from recloom.trainer.planning.speed import ASSUMED, Speed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The outcome of `make_plan`. `arithmetic` holds (name, text) lines for people."""
+    """The outcome of `make_plan`. `arithmetic` holds (name, text) lines for people, `choices` a table a
+    training, with its title."""
 
     title: str
     checks: tuple[Check, ...]
     arithmetic: tuple[Line, ...]
+    choices: tuple[tuple[str, list[str]], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -54,7 +59,13 @@ class Plan:
         return all(check.status != "FAIL" for check in self.checks)
 
 
-def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_node: int = 8) -> Plan:
+def make_plan(
+    config: RunConfig,
+    num_gpus: int,
+    gpu_memory_gib: float,
+    gpus_per_node: int = 8,
+    speed: Speed = ASSUMED,
+) -> Plan:
     """Check a config against a cluster.
 
     Args:
@@ -79,6 +90,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
     arithmetic = [*outline.lines, *prompt_lines(outline, cluster)]
     if outline.untrained:
         arithmetic.append(("tuning", f"none: {outline.untrained}"))
+    tables: list[tuple[str, list[str]]] = []
     if model is not None:
         setups = [make_setup(config, model, training, cluster) for training in needed]
         checks += [
@@ -86,8 +98,12 @@ def make_plan(config: RunConfig, num_gpus: int, gpu_memory_gib: float, gpus_per_
             for training, setup in zip(needed, setups, strict=True)
         ]
         checks.append(check_asking(config, outline.asking, model, cluster))
-        arithmetic += training_lines(config, model, outline, setups, cluster)
-    return Plan(f"{config.name} on {cluster}", tuple(checks), tuple(arithmetic))
+        arithmetic += training_lines(model, outline, setups, cluster, speed)
+        for training, setup in zip(needed, setups, strict=True):
+            choices = make_choices(config, setup, training, cluster, speed)
+            title = labelled("Choices", training, outline)
+            tables.append((title, choice_lines(choices, setup, cluster, speed)))
+    return Plan(f"{config.name} on {cluster}", tuple(checks), tuple(arithmetic), tuple(tables))
 
 
 def make_setup(config: RunConfig, model: ModelSize, training: Training, cluster: Cluster) -> Setup:
@@ -109,12 +125,13 @@ def make_setup(config: RunConfig, model: ModelSize, training: Training, cluster:
         tensor=parallel.tensor,
         offload_parameters=parallel.offload_parameters and cluster.has_gpus,
         hpz_size=parallel.hpz_size,
+        rows_per_step=training.settings.rows_per_step,
         buckets=2 if parallel.overlap_communication and parallel.zero_stage in (1, 2) else 1,
     )
 
 
 def training_lines(
-    config: RunConfig, model: ModelSize, outline: Outline, setups: list[Setup], cluster: Cluster
+    model: ModelSize, outline: Outline, setups: list[Setup], cluster: Cluster, speed: Speed
 ) -> list[Line]:
     """Memory, disk and work of every training; nothing where there is none."""
     if not setups:
@@ -124,12 +141,12 @@ def training_lines(
     for setup, training in zip(setups, outline.needed, strict=True):
         lines += memory_lines(setup, training, outline, cluster)
         lines.append(disk_line(setup, training, outline))
-        lines += work_lines(config, setup, training, cluster)
+        lines += work_lines(setup, training, cluster, speed)
     return lines + ([start_line(cluster)] if cluster.num_nodes > 1 else [])
 
 
 def format_plan(plan: Plan) -> str:
-    """The plan as text: numbered checks, the arithmetic, the verdict."""
+    """The plan as text: numbered checks, the arithmetic, the choices, the verdict."""
     width = max(len(check.name) for check in plan.checks)
     lines = [plan.title, "", "Checks"]
     for number, check in enumerate(plan.checks, 1):
@@ -137,6 +154,8 @@ def format_plan(plan: Plan) -> str:
     wide = max(len(name) for name, _ in plan.arithmetic)
     lines += ["", "Arithmetic (estimates)"]
     lines += [f"     {name:<{wide}}  {text}" for name, text in plan.arithmetic]
+    for title, table in plan.choices:
+        lines += ["", title, *(f"     {line}" for line in table)]
     return "\n".join([*lines, "", f"Verdict: {verdict(plan)}."])
 
 

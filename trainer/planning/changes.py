@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from recloom.trainer.parallel_layout import undivided
 from recloom.trainer.planning.memory import GIB, Setup, host_bytes, training_memory
 
 MAX_FACTOR = 64
@@ -42,10 +43,20 @@ def changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
     # On one rank ZeRO divides nothing, and in float32 it adds a second copy of the weights.
     if setup.zero_stage < 3 and training_memory(divided).total <= training_memory(setup).total:
         yield "parallel.zero_stage: 3", divided
+    shared = replace(setup, tensor=2 * setup.tensor)
+    if can_share(shared) and training_memory(shared).total <= training_memory(setup).total:
+        yield f"parallel.tensor: {shared.tensor}", shared
     if not setup.offload and setup.zero_stage > 0:
         host = host_bytes(replace(setup, offload=True), min(setup.ranks, RANKS_PER_NODE))
         text = f"parallel.offload_optimizer: true (about {host / GIB:,.0f} GiB of main memory a node)"
         yield text, replace(setup, offload=True)
+
+
+def can_share(setup: Setup) -> bool:
+    """Whether a node's ranks can hold a model together in groups of this size."""
+    if setup.hpz_size > 1 or RANKS_PER_NODE % setup.tensor or setup.ranks % setup.tensor:
+        return False
+    return undivided(setup.tensor, setup.model.heads, setup.model.kv_heads) is None
 
 
 def more_gpus(setup: Setup, usable: float) -> list[str]:

@@ -152,10 +152,13 @@ def check_model(config: RunConfig, model: ModelSize | None, where: str) -> Check
 
 
 def check_training(name: str, setup: Setup, cluster: Cluster) -> Check:
-    total, usable = training_memory(setup).total, cluster.usable
+    memory, usable = training_memory(setup), cluster.usable
+    total = memory.total
     text = f"about {gib(total)} a rank of {gib(usable)} usable ({gib(cluster.memory)} less {RESERVE:.0%})"
     if total <= usable:
         return Check(name, "ok", text)
+    largest = sorted(memory.parts().items(), key=lambda part: -part[1])[:2]
+    text += f", {' and '.join(f'{gib(value)} of {part}' for part, value in largest)} alone"
     if not cluster.has_gpus:
         return Check(name, "FAIL", f"{text}: take a smaller model or fewer parallel.cpu_ranks")
     remedy = "; or with ".join(fitting_changes(setup, usable))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from recloom.trainer.config import RunConfig
 from recloom.trainer.planning.cluster import Cluster, gib
-from recloom.trainer.planning.memory import BYTES, GIB, Setup, host_bytes, training_memory
+from recloom.trainer.planning.memory import GIB, Setup, host_bytes, training_memory
 from recloom.trainer.planning.outline import Outline, Training
+from recloom.trainer.planning.speed import (
+    Speed,
+    data_bytes,
+    rows_of_rank,
+    step_flops,
+    tensor_bytes,
+    training_hours,
+)
 from recloom.trainer.planning.tokens import Corpus
-
-PEAK_FLOPS = 312e12  # an A100's bf16 matrix units
-MFU = 0.2  # the run of Llama4Rec's paper comes to at most 0.19
-LINK_BYTES = 25e9  # bytes a second and GPU: one 200 Gbit/s adapter each
 
 Line = tuple[str, str]
 
@@ -61,46 +64,39 @@ def disk_line(setup: Setup, training: Training, outline: Outline) -> Line:
     settings = training.settings
     kept = settings.keep_checkpoints + 1 if settings.checkpoint_every else 0
     trained = setup.small.parameters if setup.small else setup.model.parameters
-    state, weights = 14 * trained * kept, 2 * trained
-    text = f"{gib(state)} of checkpoints while a model is tuned, {gib(weights)} exported"
+    state, weights = checkpoint_bytes(setup) * kept, 2 * trained
+    text = f"{gib(state)} of checkpoints while a model is tuned"
+    if kept:
+        text += f" ({settings.keep_checkpoints} kept and the next)"
+    text += f", {gib(weights)} exported"
     return labelled("disk", training, outline), text
 
 
-def work_lines(config: RunConfig, setup: Setup, training: Training, cluster: Cluster) -> list[Line]:
+def checkpoint_bytes(setup: Setup) -> float:
+    """Of one checkpoint: what is trained in fp32 with two moments and, with ZeRO, in the training's dtype."""
+    trained = setup.small.parameters if setup.small else setup.model.parameters
+    return float((12 + (setup.element if setup.zero_stage > 0 or setup.element == 2 else 0)) * trained)
+
+
+def work_lines(setup: Setup, training: Training, cluster: Cluster, speed: Speed) -> list[Line]:
     """On GPUs FLOPs, traffic and rough hours."""
     if not cluster.has_gpus:
         return []
     return [
-        (f"work {corpus.name}", work_text(config, setup, training, corpus, cluster))
+        (f"work {corpus.name}", work_text(setup, training, corpus, cluster, speed))
         for corpus in training.corpora
     ]
 
 
-def work_text(config: RunConfig, setup: Setup, training: Training, corpus: Corpus, cluster: Cluster) -> str:
-    """The larger of computing and, between nodes, of moving weights and gradients."""
-    epochs = training.settings.epochs
-    tokens = corpus.num_prompts * corpus.mean_tokens * epochs
-    frozen = setup.small is not None
-    flops = setup.model.training_flops(tokens, corpus.mean_tokens, corpus.answer_share, frozen)
-    traffic = step_traffic(config, setup, training, cluster)
-    seconds = flops / (cluster.ranks * PEAK_FLOPS * MFU)
-    speed = f"{MFU:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s"
-    if cluster.num_nodes > 1:
-        seconds = max(seconds, corpus.steps_per_epoch * epochs * traffic / LINK_BYTES)
-        speed += f", {LINK_BYTES / 1e9:.0f} GB/s between nodes"
-    moved = f"{traffic / 1e9:,.0f} GB moved by a GPU in a step"
-    return f"{tokens:,.0f} tokens, {flops:.1e} FLOPs, {moved}: some {seconds / 3600:.1f} h at {speed}"
-
-
-def step_traffic(config: RunConfig, setup: Setup, training: Training, cluster: Cluster) -> float:
-    """Bytes that a GPU receives in a step (Rajbhandari et al. 2020, section 7).
-
-    Per row, ZeRO-3 gathers the weights twice and reduces the gradients of the trained ones; the other
-    stages move twice the trained weights' size a step. What tensor-parallel ranks exchange stays in the node.
-    """
-    rows = -(-training.settings.rows_per_step // setup.data_ranks)
-    moved = rows * (2 * setup.held + setup.trained) if config.parallel.zero_stage == 3 else 2 * setup.trained
-    return moved * BYTES[config.model.dtype] * (1 - 1 / setup.data_ranks)
+def work_text(setup: Setup, training: Training, corpus: Corpus, cluster: Cluster, speed: Speed) -> str:
+    rows, steps = rows_of_rank(setup, training), corpus.steps_per_epoch * training.settings.epochs
+    tokens = corpus.num_prompts * corpus.mean_tokens * training.settings.epochs
+    moved = f"{data_bytes(setup, rows) / 1e9:,.0f} GB moved by a GPU in a step"
+    if setup.tensor > 1:
+        moved += f" and {tensor_bytes(setup, rows) / 1e9:,.1f} GB inside of its group"
+    hours = training_hours(setup, training, corpus, cluster, speed)
+    flops = f"{steps * step_flops(setup, corpus):.1e} FLOPs"
+    return f"{tokens:,.0f} tokens, {flops}, {moved}: some {hours:.1f} h at {speed}"
 
 
 def start_line(cluster: Cluster) -> Line:

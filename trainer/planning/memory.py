@@ -55,7 +55,8 @@ class Setup:
 
     `row_tokens` T and `answer_tokens` A belong to the longest row; a prompt that is longer than
     `pack_length` has a row of its own, so `longest_prompt` is the least T can be. `block`: of the YAML.
-    `small`: None where the model itself is trained.
+    `small`: None where the model itself is trained. `rows_per_step`: None for more than one a rank.
+    `bucket`: elements of a reduction bucket.
     """
 
     model: ModelSize
@@ -73,6 +74,8 @@ class Setup:
     offload_parameters: bool = False
     hpz_size: int = 1
     buckets: int = 1
+    rows_per_step: int | None = None
+    bucket: float = BUCKET
 
     @property
     def element(self) -> int:
@@ -81,6 +84,11 @@ class Setup:
     @property
     def data_ranks(self) -> int:
         return max(1, self.ranks // self.tensor)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of a rank's earlier rows are there while it works on the next."""
+        return self.rows_per_step is None or self.rows_per_step > self.data_ranks
 
     @property
     def trained(self) -> int:
@@ -137,7 +145,7 @@ def training_memory(setup: Setup) -> TrainingMemory:
         weights=element * (primary + secondary),
         gradients=gradients if on_device or setup.zero_stage < 2 else 0.0,
         optimizer=(12 if has_master else 8) * updated if on_device else 0.0,
-        bucket=setup.buckets * element * BUCKET if setup.zero_stage > 0 else 0.0,
+        bucket=setup.buckets * element * setup.bucket if setup.zero_stage > 0 else 0.0,
         gathered=element * gathered if setup.zero_stage == 3 else 0.0,
         activations=activation_bytes(setup),
         logits=setup.answer_tokens * model.vocab // setup.tensor * (8 + 2 * element),
