@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from recloom.data_shards.errors import UserError, print_error
 from recloom.kernels.trie_cursor import CursorBatch
 from recloom.launcher.bulk_claims import Heartbeat, Witness
 from recloom.launcher.bulk_embed import fault_of_embed, vector_answer
+from recloom.launcher.bulk_engines import Reporter
 from recloom.launcher.bulk_environment import cpu_build
 from recloom.launcher.bulk_plan import Plan
 from recloom.launcher.bulk_soft import SoftRows, fault_of_soft, mixed_prompt, token_ids
@@ -47,7 +47,6 @@ from recloom.trainer.requests import Answer, BulkSettings, Request, read_request
 __all__ = ["main", "run_pass"]
 
 ENDS = ("stop", "length", "refused")
-HEARTBEAT_SECONDS = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,34 +109,6 @@ def work(out: Path, plan_folder: Path, owner: str, pipe: Connection, parent: int
         return 1
     sys.stdout.flush()
     os._exit(0)  # everything is committed; the engine's own shutdown could only hang
-
-
-class Reporter:
-    """Tells the supervisor which chunk is at work and how much of it is answered, at most once a second."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
-        self.chunk = ""
-        self.last = 0.0
-
-    def begin(self, chunk: str) -> None:
-        self.chunk = chunk
-        self.send(0)
-
-    def answered(self, in_chunk: int) -> None:
-        if time.monotonic() - self.last >= HEARTBEAT_SECONDS:
-            self.send(in_chunk)
-
-    def idle(self) -> None:
-        self.answered(0)
-
-    def commit(self) -> None:
-        self.chunk = ""
-        self.send(0, committed=True)
-
-    def send(self, answered: int, **more: bool) -> None:
-        self.last = time.monotonic()
-        self.pipe.send({"answered": answered, "chunk": self.chunk, **more})
 
 
 def answer_all(chunks: WorkList, asked: list[Request], engine: Engine, reporter: Reporter) -> None:

@@ -24,6 +24,7 @@ from recloom.launcher.bulk_work import WorkList
 
 STARTUP_SECONDS = 3600.0  # a large model loads without a sign of life
 TICK_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 SCAN_SECONDS = 5.0  # between looks at what other machines have done
 log = logging.getLogger(__name__)
 
@@ -170,6 +171,34 @@ class EngineProcess:
 
     def __str__(self) -> str:
         return f"{self.name} at {self.chunk}" if self.chunk else self.name
+
+
+class Reporter:
+    """A worker's side: tells its chunk, and how much of it is answered at most once a second."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.chunk = ""
+        self.last = 0.0
+
+    def begin(self, chunk: str) -> None:
+        self.chunk = chunk
+        self.send(0)
+
+    def answered(self, in_chunk: int) -> None:
+        if time.monotonic() - self.last >= REPORT_SECONDS:
+            self.send(in_chunk)
+
+    def idle(self) -> None:
+        self.answered(0)
+
+    def commit(self) -> None:
+        self.chunk = ""
+        self.send(0, committed=True)
+
+    def send(self, answered: int, **more: bool) -> None:
+        self.last = time.monotonic()
+        self.pipe.send({"answered": answered, "chunk": self.chunk, **more})
 
 
 def exit_reason(code: int) -> str:
