@@ -73,9 +73,11 @@ def disk_line(setup: Setup, training: Training, outline: Outline) -> Line:
 
 
 def checkpoint_bytes(setup: Setup) -> float:
-    """Of one checkpoint: what is trained in fp32 with two moments and, with ZeRO, in the training's dtype."""
+    """Of one checkpoint: what is trained in fp32 with two moments, and beside it the training's own weights,
+    which at ZeRO-3 can be made from the former and in float32 without ZeRO are the former."""
     trained = setup.small.parameters if setup.small else setup.model.parameters
-    return float((12 + (setup.element if setup.zero_stage > 0 or setup.element == 2 else 0)) * trained)
+    has_both = setup.zero_stage in (1, 2) or (setup.zero_stage == 0 and setup.element == 2)
+    return float((12 + setup.element * has_both) * trained)
 
 
 def work_lines(setup: Setup, training: Training, cluster: Cluster, speed: Speed) -> list[Line]:

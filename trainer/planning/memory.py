@@ -9,9 +9,12 @@ fp32 master weights and two Adam moments 12 N; stage 1 divides the last by W, st
 gradients, stage 3 all. N is P where the model itself is trained; beside a frozen model P counts both.
 On top DeepSpeed 0.19 holds, by its defaults:
   - one reduction bucket of 5e8 elements (stages 1 to 3);
-  - at stage 3 up to 1e9 gathered parameters and the gradient of the largest single weight;
+  - at stage 3 up to 1e9 gathered parameters and the gradient of the largest single weight; in the forward
+    pass, beside what it keeps, 5e7 parameters a second time, as they arrived;
   - in the update the gradients and one Adam buffer in fp32, 8 bytes a trained parameter of the rank, at
-    stage 3 for 1e9 parameters at a time. Activations are gone by then: the larger of both counts.
+    stage 3 for 1e9 parameters at a time; without ZeRO in float32 5e8 gradients a second time, as they travel.
+    Activations are gone by then: the larger of both counts.
+Below stage 3 a rank's only row of a step has its gradients when it no longer has its activations.
 An offloaded optimizer moves the last 12 N and the divided gradients into main memory, offloaded parameters
 the weights that are not gathered. hpZ keeps a second copy of the weights among the ranks of a node. When
 layers are divided, a rank holds its part of the model for a moment, before ZeRO-3 divides it: `start`.
@@ -30,6 +33,7 @@ GIB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 BUCKET = 5e8
 LIVE = SUB_GROUP = 1e9
+PREFETCH = 5e7
 HOST_FACTOR = 1.5  # pinned buffers come in powers of two; DeepSpeed's own estimator uses 1.5 too
 RESERVE = 0.1  # of the device: CUDA context, NCCL, fragmentation
 BULK_TOKENS = 16384  # vLLM's largest batch of prompt tokens on a large GPU
@@ -107,8 +111,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on one rank's device. Either `gathered`, `activations` and `logits` are held, or `update`;
-    `start` only before there is any other."""
+    """Bytes on one rank's device, of which not all are there at once: see `total`.
+
+    kept: of `activations`, what is there when the forward pass ends. late: gradients come when activations
+    go.
+    """
 
     weights: float
     gradients: float
@@ -120,48 +127,80 @@ class TrainingMemory:
     update: float
     constants: float
     start: float = 0.0
+    prefetch: float = 0.0
+    kept: float = 0.0
+    late: bool = False
 
     @property
     def total(self) -> float:
-        state = self.weights + self.gradients + self.optimizer + self.bucket + self.constants
-        return max(self.start, state + max(self.gathered + self.activations + self.logits, self.update))
+        """The most at one time: before the start, in the forward or the backward pass, or in the update."""
+        state = self.weights + self.optimizer + self.bucket + self.constants
+        early = 0.0 if self.late else self.gradients
+        forward = early + self.gathered + self.prefetch + self.kept
+        backward = early + self.gathered + self.activations + self.logits
+        return max(self.start, state + max(forward, backward, self.gradients + self.update))
 
     def parts(self) -> dict[str, float]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """What to tell; `kept` is a part of activations."""
+        names = [field.name for field in fields(self) if field.name not in ("kept", "late")]
+        return {name: getattr(self, name) for name in names}
 
 
 def training_memory(setup: Setup) -> TrainingMemory:
     model, element, on_device = setup.model, setup.element, not setup.offload
     has_master = setup.dtype != "float32" or setup.zero_stage > 0
     updated = setup.share(setup.trained, 1)
-    at_once = min(updated, SUB_GROUP) if setup.zero_stage == 3 else updated
-    largest = setup.small.largest if setup.small else model.largest_parameter // setup.tensor
-    gathered = min(setup.held, LIVE) + largest
     gradients = element * setup.share(setup.trained, 2)
     secondary = setup.held / setup.hpz_size if setup.hpz_size > 1 else 0.0
     primary = 0.0 if setup.offload_parameters else setup.share(setup.held, 3)
-    divides_late = setup.tensor > 1 and setup.zero_stage == 3
     return TrainingMemory(
         weights=element * (primary + secondary),
         gradients=gradients if on_device or setup.zero_stage < 2 else 0.0,
         optimizer=(12 if has_master else 8) * updated if on_device else 0.0,
         bucket=setup.buckets * element * setup.bucket if setup.zero_stage > 0 else 0.0,
-        gathered=element * gathered if setup.zero_stage == 3 else 0.0,
         activations=activation_bytes(setup),
         logits=setup.answer_tokens * model.vocab // setup.tensor * (8 + 2 * element),
-        update=8 * at_once if on_device else 0.0,
+        update=update_bytes(setup) if on_device else 0.0,
         constants=setup.small.constants if setup.small else 0.0,
-        start=float(element * setup.held) if divides_late else 0.0,
+        late=setup.zero_stage < 3 and not setup.accumulates,
+        **gathered_bytes(setup),
     )
 
 
-def activation_bytes(setup: Setup) -> int:
-    """All layers' activations, or their inputs and one layer's; embedding and last norm with them."""
+def gathered_bytes(setup: Setup) -> dict[str, float]:
+    """What ZeRO-3 has beside its own part: weights in use, what the forward pass keeps beside those that just
+    came, and the whole of what is divided late."""
+    if setup.zero_stage < 3:
+        return {"gathered": 0.0}
+    element, held = setup.element, setup.held
+    largest = setup.small.largest if setup.small else setup.model.largest_parameter // setup.tensor
+    inputs = activation_bytes(setup, recomputed=False) if setup.checkpointing else activation_bytes(setup)
+    return {
+        "gathered": element * (min(held, LIVE) + largest),
+        "prefetch": element * min(held, PREFETCH),
+        "kept": inputs,
+        "start": float(element * held) if setup.tensor > 1 else 0.0,
+    }
+
+
+def update_bytes(setup: Setup) -> float:
+    """Beside the gradients, while the weights are updated."""
+    updated = setup.share(setup.trained, 1)
+    if setup.zero_stage == 0 and setup.dtype == "float32":
+        return setup.element * min(updated, BUCKET)
+    return 8 * (min(updated, SUB_GROUP) if setup.zero_stage == 3 else updated)
+
+
+def activation_bytes(setup: Setup, recomputed: bool = True) -> int:
+    """All layers' activations, or their inputs and one layer's; embedding and last norm with them.
+
+    recomputed: with that layer, as in the backward pass.
+    """
     model, element, small = setup.model, setup.element, setup.small
     one = model.layer_activations(element, small is not None, setup.tensor)
     one += element * small.layer_elements if small else 0
     width = element * model.hidden
-    layers = model.layers * width + one if setup.checkpointing else model.layers * one
+    layers = model.layers * width + one * recomputed if setup.checkpointing else model.layers * one
     return setup.row_tokens * (layers + 3 * width + 4 * model.hidden)
 
 

@@ -5,13 +5,15 @@ rows of a data-parallel rank in a step, T tokens of a row, A answer tokens of a 
 t ranks of a tensor-parallel group.
 
 Between data-parallel ranks (Rajbhandari et al. 2020, "ZeRO", section 7; how often, as DeepSpeed 0.19 does):
-  - stages 0 and 1: the gradients are reduced once a step and come back summed, or as weights: 2 N;
-  - stage 2: gradients are reduced behind every row, weights gathered once a step: (R + 1) N;
+  - stage 0: the gradients are all-reduced once a step: 2 N;
+  - stage 1: the same, since DeepSpeed reduces for all ranks in one call, and the weights are gathered: 3 N;
+  - stage 2: gradients are all-reduced behind every row, weights gathered once a step: (2 R + 1) N;
   - stage 3: with every row, weights are gathered forward and backward, gradients reduced: R (2 P + N);
 each times e (1 - 1 / W), for a rank keeps what is its own.
 
-Between tensor-parallel ranks (Shoeybi et al. 2019, "Megatron-LM", section 3): two all-reduces of T h e bytes
-a layer in each direction, two more where checkpointing repeats the forward pass, one of the embedding, and
+Between tensor-parallel ranks (Shoeybi et al. 2019, "Megatron-LM", section 3; how often, as DeepSpeed 0.19
+does): all-reduces of T h e bytes, two a layer forward, one backward for each column-parallel layer (five
+in LLaMA, where Megatron has two), one where checkpointing repeats the forward pass; one of the embedding, and
 one of A h e behind the output layer. A ring all-reduce moves 2 (1 - 1 / t) of its message.
 
 A step takes its FLOPs, one more forward pass with checkpointing, at `mfu` of the peak, and what the
@@ -68,15 +70,20 @@ def rows_of_rank(setup: Setup, training: Training) -> int:
 
 def data_bytes(setup: Setup, rows: int) -> float:
     """Bytes that a rank moves in a step to and from data-parallel ones."""
-    times = {0: 2 * setup.trained, 1: 2 * setup.trained, 2: (rows + 1) * setup.trained}
+    times = {0: 2 * setup.trained, 1: 3 * setup.trained, 2: (2 * rows + 1) * setup.trained}
     moved = times.get(setup.zero_stage, rows * (2 * setup.held + setup.trained))
     return moved * setup.element * (1 - 1 / setup.data_ranks)
 
 
 def tensor_bytes(setup: Setup, rows: int) -> float:
     """Bytes that a rank moves in a step inside of its tensor-parallel group."""
-    layers = setup.model.layers * (6 if setup.checkpointing else 4) + 1
-    messages = (layers * setup.row_tokens + setup.answer_tokens) * setup.model.hidden * setup.element
+    # Of a layer's linear ones all but two are column-parallel.
+    each = 2 + len(setup.model.linear_layers) - 2 + setup.checkpointing
+    messages = (
+        ((setup.model.layers * each + 1) * setup.row_tokens + setup.answer_tokens)
+        * setup.model.hidden
+        * setup.element
+    )
     return rows * messages * 2 * (1 - 1 / setup.tensor)
 
 
