@@ -11,9 +11,9 @@ On top DeepSpeed 0.19 holds, by its defaults:
   - one reduction bucket of 5e8 elements (stages 1 to 3);
   - at stage 3 up to 1e9 gathered parameters and the gradient of the largest single weight; in the forward
     pass, beside what it keeps, 5e7 parameters a second time, as they arrived;
-  - in the update the gradients and one Adam buffer in fp32, 8 bytes a trained parameter of the rank, at
-    stage 3 for 1e9 parameters at a time; without ZeRO in float32 5e8 gradients a second time, as they travel.
-    Activations are gone by then: the larger of both counts.
+  - in the update the gradients in fp32, 4 bytes a trained parameter of the rank; at stage 3, for 1e9 of them
+    at a time, 8 (not seen apart from other peaks, so told high); without ZeRO in float32 5e8 gradients a
+    second time, as they travel. Activations are gone by then: the larger of both counts.
 Below stage 3 a rank's only row of a step has its gradients when it no longer has its activations.
 An offloaded optimizer moves the last 12 N and the divided gradients into main memory, offloaded parameters
 the weights that are not gathered. hpZ keeps a second copy of the weights among the ranks of a node. When
@@ -186,9 +186,9 @@ def gathered_bytes(setup: Setup) -> dict[str, float]:
 def update_bytes(setup: Setup) -> float:
     """Beside the gradients, while the weights are updated."""
     updated = setup.share(setup.trained, 1)
-    if setup.zero_stage == 0 and setup.dtype == "float32":
-        return setup.element * min(updated, BUCKET)
-    return 8 * (min(updated, SUB_GROUP) if setup.zero_stage == 3 else updated)
+    if setup.zero_stage > 0:
+        return 8 * min(updated, SUB_GROUP) if setup.zero_stage == 3 else 4 * updated
+    return setup.element * min(updated, BUCKET) if setup.dtype == "float32" else 8 * updated  # not measured
 
 
 def activation_bytes(setup: Setup, recomputed: bool = True) -> int:

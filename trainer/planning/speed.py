@@ -8,7 +8,8 @@ Between data-parallel ranks (Rajbhandari et al. 2020, "ZeRO", section 7; how oft
   - stage 0: the gradients are all-reduced once a step: 2 N;
   - stage 1: the same, since DeepSpeed reduces for all ranks in one call, and the weights are gathered: 3 N;
   - stage 2: gradients are all-reduced behind every row, weights gathered once a step: (2 R + 1) N;
-  - stage 3: with every row, weights are gathered forward and backward, gradients reduced: R (2 P + N);
+  - stage 3: with every row, weights are gathered forward and backward, gradients reduced: R (2 P + N), of
+    which up to 1e9 weights are kept and gathered once;
 each times e (1 - 1 / W), for a rank keeps what is its own.
 
 Between tensor-parallel ranks (Shoeybi et al. 2019, "Megatron-LM", section 3; how often, as DeepSpeed 0.19
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.planning.cluster import Cluster
-from recloom.trainer.planning.memory import Setup
+from recloom.trainer.planning.memory import LIVE, Setup
 from recloom.trainer.planning.outline import Training
 from recloom.trainer.planning.tokens import Corpus
 
@@ -71,7 +72,8 @@ def rows_of_rank(setup: Setup, training: Training) -> int:
 def data_bytes(setup: Setup, rows: int) -> float:
     """Bytes that a rank moves in a step to and from data-parallel ones."""
     times = {0: 2 * setup.trained, 1: 3 * setup.trained, 2: (2 * rows + 1) * setup.trained}
-    moved = times.get(setup.zero_stage, rows * (2 * setup.held + setup.trained))
+    gathered = 2 * setup.held - min(setup.held, LIVE)
+    moved = times.get(setup.zero_stage, rows * (gathered + setup.trained))
     return moved * setup.element * (1 - 1 / setup.data_ranks)
 
 
