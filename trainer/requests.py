@@ -68,8 +68,8 @@ class BulkSettings(BaseModel):
     max_restarts: int = Field(
         default=3,
         ge=0,
-        description="Restarts of an engine in a row without a new chunk, or of all engines at one chunk, before "
-        "giving up.",
+        description="Restarts of an engine in a row without a new chunk, or of all engines at one chunk, "
+        "before giving up.",
     )
     stall_seconds: float = Field(default=600.0, gt=0, description="A worker silent for longer is restarted.")
     lease_seconds: float = Field(
