@@ -204,6 +204,9 @@ def main() -> int:
     except UserError as error:
         print_error(error)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on")
+        return 130
     print(drill.summary())
     return 0
 
