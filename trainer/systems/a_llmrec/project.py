@@ -5,12 +5,14 @@ Shapes: M questions of training and validation, I items, D and E widths of their
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
+from recloom.data_shards.artifacts import atomic_write_json
 from recloom.trainer.engine import Engine, embedding_scale, load_partitioned
 from recloom.trainer.models import resolve_model
 from recloom.trainer.shard_training import DeepSpeedSettings, train
@@ -85,6 +87,7 @@ def run_lora(run: Run[ALLMRecConfig]) -> None:
         weights = engine.trained_state()
         if dist.get_rank() == 0:
             engine.engine.module.save_pretrained(folder, state_dict=weights)
+            sort_modules(folder / "adapter_config.json")
 
     train(
         config,
@@ -96,6 +99,12 @@ def run_lora(run: Run[ALLMRecConfig]) -> None:
         build,
         export,
     )
+
+
+def sort_modules(path: Path) -> None:
+    """peft keeps the modules' names as a set, which is written in another order each time."""
+    told = json.loads(path.read_text())
+    atomic_write_json(path, {**told, "target_modules": sorted(told["target_modules"])})
 
 
 def adapted(llm: Any, settings: LoraBlock) -> Any:
