@@ -122,7 +122,8 @@ def assert_same_layout(one: Path, two: Path) -> None:
     assert list(whole) == list(gathered)
     for name, weight in whole.items():
         assert (weight.dtype, weight.shape) == (gathered[name].dtype, gathered[name].shape), name
-        assert np.median(np.abs(weight - gathered[name])) < 1e-5, name
+        if not name.endswith("key.bias"):  # softmax does not see it: Adam scales a gradient of rounding up
+            assert np.median(np.abs(weight - gathered[name])) < 1e-5, name
 
 
 def test_heads_and_ranks_that_cannot_be_divided(make: Make, tmp_path: Path) -> None:
