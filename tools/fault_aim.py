@@ -60,9 +60,13 @@ class Shot:
     delay: float
 
 
-def draw(seed: int, number: int) -> Shot:
-    """The same for the same seed and number, so that an interrupted drill goes on as it would have."""
-    rng = random.Random(f"{seed}:{number}")
+def draw(seed: int, number: int, missed: int = 0) -> Shot:
+    """The same for the same seed and numbers, so that an interrupted drill goes on as it would have.
+
+    missed: how often kill `number` was aimed and its training ended first. Each time it is another shot: on a
+    quick machine some moments never come.
+    """
+    rng = random.Random(f"{seed}:{number}:{missed}" if missed else f"{seed}:{number}")
     aim = rng.choices(list(AIMS), [kind.odds for kind in AIMS.values()])[0]
     kind = AIMS[aim]
     return Shot(number, aim, rng.randrange(RANKS), rng.randint(0, kind.skip), kind.span * rng.random())

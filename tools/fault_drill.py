@@ -6,6 +6,7 @@ python tools/fault_drill.py --kills 20 --seed 0 --out runs/drill.jsonl
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -82,7 +83,7 @@ class Drill:
             self.expect(fault is None, f"the training that nobody killed: {fault}")
         with tqdm(total=kills, initial=len(self.kills()), unit="kill", disable=None) as bar:
             while len(self.kills()) < kills:
-                self.one_start(draw(self.seed, len(self.kills())))
+                self.one_start(draw(self.seed, len(self.kills()), missed(self.rows)))
                 bar.update(len(self.kills()) - bar.n)
         if any(row["round"] == len(self.ends()) for row in self.kills()):
             finish(self.twin())
@@ -149,6 +150,11 @@ class Drill:
             f"{len(kills)} kills ({told}; {torn} left a torn checkpoint), {len(ends)} trainings ended, "
             f"{steps} steps and {samples} samples in them: all as in the training that nobody killed."
         )
+
+
+def missed(rows: list[dict[str, Any]]) -> int:
+    """Trainings that ended since the last kill: what was aimed at them came too late."""
+    return sum(1 for _ in itertools.takewhile(lambda row: "kill" not in row, reversed(rows)))
 
 
 def finish(twin: Twin) -> None:

@@ -17,7 +17,7 @@ import pytest
 from recloom.data_shards.errors import UserError
 from recloom.tools import fault_figure
 from recloom.tools.fault_aim import AIMS, Moments, draw, unfinished
-from recloom.tools.fault_drill import Drill, fault_of_end
+from recloom.tools.fault_drill import Drill, fault_of_end, missed
 from recloom.tools.fault_twin import EPOCHS, SAMPLES, Twin
 
 STEPS = 12
@@ -105,6 +105,16 @@ def test_rows_of_another_seed_are_not_gone_on_with(tmp_path: Path) -> None:
     out.write_text(json.dumps(kill_row(3, 0, False)) + "\n")
     with pytest.raises(UserError, match="--seed 4: .* is of another seed"):
         Drill(out, 4)
+
+
+def test_a_kill_that_came_too_late_is_aimed_otherwise() -> None:
+    """The same shot again would miss for ever on a machine that is quicker than its delay."""
+    end = {"seed": 3, "round": 0, "steps": 36}
+    rows = [kill_row(3, 0, False), end, end]
+    assert [missed(rows[:count]) for count in range(4)] == [0, 0, 1, 2]
+    shots = [draw(3, 1, misses) for misses in range(50)]
+    assert shots[0] == draw(3, 1) and {shot.number for shot in shots} == {1}
+    assert len(set(shots)) == 50 and {shot.aim for shot in shots} == set(AIMS)
 
 
 def test_the_figure(tmp_path: Path) -> None:
