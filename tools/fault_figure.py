@@ -6,6 +6,7 @@ python tools/fault_figure.py runs/fault_drill.jsonl docs/results/reliability.png
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     kills = [row for row in rows if "kill" in row]
-    ends = [row for row in rows if "kill" not in row]
-    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
     for aim, mark in MARKS.items():
         own = [row for row in kills if row["aim"] == aim]
         for torn in (False, True):
@@ -37,13 +37,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 edgecolors="C3" if torn else "C0",
                 label=f"{aim}, {'a torn checkpoint is left' if torn else 'no torn checkpoint'}",
             )
-    last = [max(row["kill"] + 1 for row in kills if row["round"] == end["round"]) for end in ends]
-    for place in last:
+    for place in sorted(
+        {done for done, row in zip(kills_before(rows), rows, strict=True) if "kill" not in row}
+    ):
         axes.axvline(place + 0.5, color="0.7", linewidth=0.8)
     axes.set_xlabel(f"kill ({len(kills)}; grey: a training ended, equal to the undisturbed one)")
     axes.set_ylabel("steps done when it fell")
     figure.legend(loc="outside right center", fontsize="x-small")
     figure.savefig(path, dpi=110)
+
+
+def kills_before(rows: list[dict[str, Any]]) -> list[int]:
+    """How many kills each row has before it; a training may end without one."""
+    return list(itertools.accumulate(("kill" in row for row in rows[:-1]), initial=0))
 
 
 def main() -> None:

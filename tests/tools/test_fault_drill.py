@@ -118,7 +118,9 @@ def test_a_kill_that_came_too_late_is_aimed_otherwise() -> None:
 
 
 def test_the_figure(tmp_path: Path) -> None:
-    rows = [kill_row(3, 0, False), kill_row(3, 1, True), {"seed": 3, "round": 0, "steps": 36}]
+    end = {"seed": 3, "round": 0, "steps": 36}
+    rows = [kill_row(3, 0, False), kill_row(3, 1, True), end, {**end, "round": 1}]
+    assert fault_figure.kills_before(rows) == [0, 1, 2, 2]
     fault_figure.draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
