@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -43,6 +43,9 @@ from recloom.launcher.bulk_tries import (
 from recloom.launcher.bulk_work import WorkList
 from recloom.launcher.processes import die_with_parent
 from recloom.trainer.requests import Answer, BulkSettings, Request, read_requests
+
+if TYPE_CHECKING:
+    from recloom.launcher.bulk_scoring import Scorer
 
 __all__ = ["main", "run_pass"]
 
@@ -100,9 +103,7 @@ def work(out: Path, plan_folder: Path, owner: str, pipe: Connection, parent: int
         chunks = WorkList(plan, out, owner, witness, store.settings.max_restarts)
         with Heartbeat(plan.alive, owner):
             asked = store.requests()
-            soft, embed = any(r.soft is not None for r in asked), any(r.embed for r in asked)
-            engine = Engine(store.model, store.settings, soft, embed)
-            answer_all(chunks, asked, engine, Reporter(pipe))
+            answer_all(chunks, asked, engine_for(store, asked), Reporter(pipe))
     except Exception as error:
         traceback.print_exc()
         pipe.send({"error": f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}"})
@@ -111,7 +112,23 @@ def work(out: Path, plan_folder: Path, owner: str, pipe: Connection, parent: int
     os._exit(0)  # everything is committed; the engine's own shutdown could only hang
 
 
-def answer_all(chunks: WorkList, asked: list[Request], engine: Engine, reporter: Reporter) -> None:
+def engine_for(store: BulkStore, asked: list[Request]) -> Engine | Scorer:
+    """vLLM, or what takes its place for a pass that only scores."""
+    if store.settings.scoring == "one_pass" and is_scoring(asked):
+        # Not above: vLLM looks through everything imported for kernels of its own, and stumbles over ours.
+        from recloom.launcher.bulk_scoring import Scorer
+
+        return Scorer(store.model, store.settings)
+    soft, embed = any(r.soft is not None for r in asked), any(r.embed for r in asked)
+    return Engine(store.model, store.settings, soft, embed)
+
+
+def is_scoring(requests: list[Request]) -> bool:
+    """Whether next tokens are all that is asked for, behind prompts without soft rows."""
+    return all(request.score_ids and request.soft is None for request in requests)
+
+
+def answer_all(chunks: WorkList, asked: list[Request], engine: Engine | Scorer, reporter: Reporter) -> None:
     reporter.begin("")
     for number in chunks.claims(reporter.idle):
         name, places = chunks.plan.chunks[number]
@@ -120,7 +137,9 @@ def answer_all(chunks: WorkList, asked: list[Request], engine: Engine, reporter:
         reporter.commit()
 
 
-def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int], None]) -> list[Answer]:
+def answer_chunk(
+    engine: Engine | Scorer, chunk: list[Request], progress: Callable[[int], None]
+) -> list[Answer]:
     """One answer a request, in the chunk's order; what the engine fails on is asked a second time."""
     faults = {request.key: fault_for(engine, request) for request in chunk}
     answers = {r.key: refused(r, fault) for r in chunk if (fault := faults[r.key])}
@@ -130,7 +149,7 @@ def answer_chunk(engine: Engine, chunk: list[Request], progress: Callable[[int],
     return [answers[request.key] for request in chunk]
 
 
-def fault_for(engine: Engine, request: Request) -> str | None:
+def fault_for(engine: Engine | Scorer, request: Request) -> str | None:
     """Why this engine must not see the request; None when it may."""
     limits = (engine.vocab_size, engine.max_model_len)
     fault = find_fault(request, *limits)

@@ -70,6 +70,8 @@ class BulkStore:
             "dtype": settings.dtype,
             "max_model_len": settings.max_model_len,
         }
+        if settings.scoring != "vllm":  # rounds otherwise
+            identity["scoring"] = settings.scoring
         return cls(out, model, settings, identity)
 
     def settle(self, requests: Sequence[Request]) -> None:

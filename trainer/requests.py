@@ -65,6 +65,11 @@ class BulkSettings(BaseModel):
         ge=1,
         description="CPU threads of an engine; empty: all cores, divided among the engines.",
     )
+    scoring: Literal["vllm", "one_pass"] = Field(
+        default="vllm",
+        description="What answers a pass that only scores next tokens (pointwise ranking, ratings): vllm, or "
+        "one_pass, a forward pass of Hugging Face for all prompts that begin alike.",
+    )
     max_restarts: int = Field(
         default=3,
         ge=0,

@@ -11,7 +11,7 @@ from recloom.trainer.stages import Run, Stage, content_of, folder_state
 from recloom.trainer.systems.llama4rec import aggregate, augment, backbones, instructions, rank, tune
 from recloom.trainer.systems.llama4rec.settings import InstructionTraining, Llama4RecConfig
 
-ASKING = ("bulk.dtype", "bulk.max_model_len", "prompts", "seed")
+ASKING = ("bulk.dtype", "bulk.max_model_len", "bulk.scoring", "prompts", "seed")
 MODEL = ("model.path", "model.dtype", "model.attention")
 TRAINING = training_settings("training", InstructionTraining)
 
