@@ -43,11 +43,11 @@ ROWS = HERE / "bulk.csv"
 CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
 HISTORY = 20  # items, the system's default; the quickstart's are shorter
 SIDES = {
-    "RecLoom, bulk engine": ("ours_engine.py", ""),
-    "RecLoom, one pass a user": ("hf.py", "tree"),
+    "RecLoom, scoring: vllm": ("ours_vllm.py", ""),
+    "RecLoom, scoring: one_pass": ("ours_one_pass.py", ""),
     "vLLM, a call a candidate": ("vllm_plain.py", "call"),
     "vLLM, one call": ("vllm_plain.py", "all"),
-    "Hugging Face, batches": ("hf.py", "batches"),
+    "Hugging Face, batches": ("hf.py", ""),
 }
 OURS = list(SIDES)[:2]
 TOLERANCE = {"bfloat16": 0.35, "float32": 1e-3}  # of a label's log-probability
