@@ -6,14 +6,17 @@ are no padding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from recloom.trainer.collaborative.base import BackboneSettings, Sizes
+from recloom.trainer.collaborative.base import BackboneSettings, Batch, Sizes
+from recloom.trainer.collaborative.data import TopKData
 from recloom.trainer.collaborative.next_item import NextItemBackbone
 
 
@@ -97,6 +100,12 @@ class TransformerBackbone(NextItemBackbone):
     def block(settings: TransformerSettings) -> Block:
         """SASRec's block: as wide inside as outside, with ReLU."""
         return Block(settings.embedding, settings.heads, settings.dropout, settings.embedding, nn.ReLU())
+
+    def batches(self, data: TopKData, rng: np.random.Generator) -> Iterator[Batch]:
+        """Cut to the longest sequence of the batch: nothing sees padding, and most histories are short."""
+        for inputs_BL, targets_BL in super().batches(data, rng):
+            longest = int((inputs_BL != self.num_items).sum(1).max())
+            yield inputs_BL[:, -longest:], targets_BL[:, -longest:]
 
     def encode(self, inputs_BL: Tensor, last: int | None = None) -> Tensor:
         """Hidden states (B, L, D), or only the `last` ones, which spares most of the top block's work.

@@ -84,3 +84,19 @@ def test_batches_are_shifted_by_one(backbone: sasrec.SASRec, topk: TopKData) -> 
             assert row[1:] == targets_L
             seen.append([item for item in row if item != topk.num_items])
     assert sorted(seen) == sorted(items.tolist()[-7:] for items in topk.sequences)
+
+
+def test_batches_are_as_wide_as_their_longest_sequence(topk: TopKData) -> None:
+    """And their loss is that of the same sequences in the model's full width."""
+    settings = sasrec.Settings(embedding=8, max_length=20, batch_size=2)
+    model = sasrec.SASRec.build(topk, settings).eval()
+    widths = set()
+    for inputs_BL, targets_BL in model.batches(topk, np.random.default_rng(0)):
+        assert (inputs_BL != topk.num_items).any(0).all()
+        wide = [
+            torch.nn.functional.pad(part, (20 - part.shape[1], 0), value=topk.num_items)
+            for part in (inputs_BL, targets_BL)
+        ]
+        torch.testing.assert_close(model.loss((inputs_BL, targets_BL)), model.loss((wide[0], wide[1])))
+        widths.add(inputs_BL.shape[1])
+    assert len(widths) > 1 and max(widths) < 20
