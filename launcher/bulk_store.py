@@ -131,12 +131,17 @@ class BulkStore:
         return keys
 
     def todo(self) -> Iterator[tuple[Path, list[Request]]]:
-        """The chunks still to answer, each with the file it goes to, in prefix order."""
+        """The chunks still to answer, each with the file it goes to, in prefix order.
+
+        All requests are planned and what is answered is left out, so that the chunks are those of a pass
+        that was never interrupted.
+        """
         done = self.committed()
-        left = [request for request in self.requests() if request.key not in done]
+        planned = plan_chunks(self.requests(), self.settings.chunk_size)
+        left = ([request for request in chunk if request.key not in done] for chunk in planned)
         paths = (self.out / f"chunk-{number:05d}.jsonl" for number in itertools.count())
         free = (path for path in paths if not path.exists())
-        return zip(free, plan_chunks(left, self.settings.chunk_size), strict=False)
+        return zip(free, filter(None, left), strict=False)
 
     def finished(self) -> bool:
         """Whether every request is answered and the manifest vouches for it."""
@@ -161,8 +166,29 @@ def plan_chunks(requests: Sequence[Request], chunk_size: int) -> Iterator[list[R
     """
     ordered = sorted(requests, key=lambda request: (len(request.score_ids), *prefix(request), request.key))
     for _, group in itertools.groupby(ordered, key=lambda request: len(request.score_ids)):
-        kind = list(group)
-        yield from (kind[start : start + chunk_size] for start in range(0, len(kind), chunk_size))
+        yield from cut(list(group), chunk_size)
+
+
+def cut(ordered: list[Request], size: int) -> Iterator[list[Request]]:
+    """Chunks of half of `size` to `size` requests, cut where the next one has to compute least anew.
+
+    The cache starts empty with every chunk: what the requests on both sides of a cut share is computed twice.
+    """
+    start = 0
+    while len(ordered) - start > size:
+        ends = range(start + (size + 1) // 2, start + size + 1)
+        anew = [num_shared(ordered[end - 1], ordered[end]) / (end - start) for end in ends]
+        end = ends[max(n for n, value in enumerate(anew) if value == min(anew))]
+        yield ordered[start:end]
+        start = end
+    yield ordered[start:]
+
+
+def num_shared(one: Request, other: Request) -> int:
+    """Tokens that both prompts begin with."""
+    (file, ids), (other_file, other_ids) = prefix(one), prefix(other)
+    pairs = zip(ids, other_ids, strict=False) if file == other_file else ()
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def prefix(request: Request) -> tuple[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -121,6 +122,12 @@ def test_faults_are_named(request_: Request, said: str) -> None:
     assert find_fault(Request((1,) * 7, 9), 10, 8) is None
 
 
+def kinds(planned: list[list[Request]]) -> list[list[Request]]:
+    """All requests with the same number of score ids, in the order in which they were planned."""
+    flat = [request for chunk in planned for request in chunk]
+    return [list(group) for _, group in itertools.groupby(flat, key=lambda request: len(request.score_ids))]
+
+
 @given(
     st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=3), st.integers(0, 2)), max_size=30),
     st.integers(1, 5),
@@ -131,8 +138,35 @@ def test_chunks_hold_one_kind_in_prefix_order(rows: list[tuple[list[int], int]],
     assert sorted(r.key for chunk in planned for r in chunk) == sorted(r.key for r in asked)
     for chunk in planned:
         assert 1 <= len(chunk) <= size
+        assert 2 * len(chunk) >= size or chunk[-1] in [kind[-1] for kind in kinds(planned)]
         assert len({len(r.score_ids) for r in chunk}) == 1
         assert chunk == sorted(chunk, key=lambda r: (r.prompt_ids, r.key))
+
+
+def test_chunks_are_cut_between_users() -> None:
+    """20 candidates a user, chunks of up to 64: three users fit, and none is split."""
+    asked = [
+        Request((1, 2, 3, *[user] * 30, item), 1, score_ids=(1,)) for user in range(9) for item in range(20)
+    ]
+    sizes = [len(chunk) for chunk in plan_chunks(asked, 64)]
+    assert sizes == [60, 60, 60]
+    one_user = [Request((*[5] * 30, item), 1, score_ids=(1,)) for item in range(150)]
+    assert [len(chunk) for chunk in plan_chunks(one_user, 64)] == [64, 64, 22]
+
+
+def test_chunks_that_are_left_are_those_of_the_whole_pass(tmp_path: Path) -> None:
+    """Whichever have been answered: an engine ahead may have died last."""
+    asked = [Request((*[user] * (3 + user), item), 1) for user in range(6) for item in range(4)]
+    settings = BulkSettings(chunk_size=6)
+    store = BulkStore.describe(tmp_path / "out", make_model(tmp_path / "m"), settings, asked)
+    store.settle(asked)
+    whole = [(path, [request.key for request in chunk]) for path, chunk in store.todo()]
+    keys = {request.key: request for request in asked}
+    for done in (1, 3):
+        path, chunk = whole[done]
+        path.write_text(chunk_text([fake_answer(keys[key]) for key in chunk]))
+    left = [(path, [request.key for request in chunk]) for path, chunk in store.todo()]
+    assert left == [row for number, row in enumerate(whole) if number not in (1, 3)]
 
 
 def test_changed_inputs_drop_old_answers_with_a_word(
