@@ -29,7 +29,7 @@ from recloom.launcher.bulk_engines import Reporter
 from recloom.launcher.bulk_environment import cpu_build
 from recloom.launcher.bulk_plan import Plan
 from recloom.launcher.bulk_soft import SoftRows, fault_of_soft, mixed_prompt, token_ids
-from recloom.launcher.bulk_store import BulkStore
+from recloom.launcher.bulk_store import BulkStore, in_one_pass
 from recloom.launcher.bulk_supervisor import run_pass
 from recloom.launcher.bulk_tries import (
     MAX_SCORE_IDS,
@@ -114,18 +114,13 @@ def work(out: Path, plan_folder: Path, owner: str, pipe: Connection, parent: int
 
 def engine_for(store: BulkStore, asked: list[Request]) -> Engine | Scorer:
     """vLLM, or what takes its place for a pass that only scores."""
-    if store.settings.scoring == "one_pass" and is_scoring(asked):
+    if in_one_pass(store.settings, asked):
         # Not above: vLLM looks through everything imported for kernels of its own, and stumbles over ours.
         from recloom.launcher.bulk_scoring import Scorer
 
         return Scorer(store.model, store.settings)
     soft, embed = any(r.soft is not None for r in asked), any(r.embed for r in asked)
     return Engine(store.model, store.settings, soft, embed)
-
-
-def is_scoring(requests: list[Request]) -> bool:
-    """Whether next tokens are all that is asked for, behind prompts without soft rows."""
-    return all(request.score_ids and request.soft is None for request in requests)
 
 
 def answer_all(chunks: WorkList, asked: list[Request], engine: Engine | Scorer, reporter: Reporter) -> None:

@@ -7,6 +7,7 @@ have in common once and the rest side by side, as vLLM does with its prefix cach
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from os.path import commonprefix
 from pathlib import Path
 
 import torch
@@ -84,11 +85,6 @@ def fits(group: Sequence[Request], request: Request) -> bool:
 
 
 def beginning(group: Sequence[Request]) -> int:
-    """Tokens that all prompts begin with; at least one is left to each.
-
-    In the order of prefixes it would do to compare the first with the last; a pass may also ask in another.
-    """
+    """Tokens that all prompts begin with; at least one is left to each."""
     prompts = [request.prompt_ids for request in group]
-    low, high = min(prompts), max(prompts)  # what these two share, all share
-    same = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return min(same, *(len(prompt) - 1 for prompt in prompts))
+    return min(len(commonprefix(prompts)), *(len(prompt) - 1 for prompt in prompts))

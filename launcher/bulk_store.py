@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class BulkStore:
             "dtype": settings.dtype,
             "max_model_len": settings.max_model_len,
         }
-        if settings.scoring != "vllm":  # rounds otherwise
+        if in_one_pass(settings, requests):  # rounds otherwise
             identity["scoring"] = settings.scoring
         return cls(out, model, settings, identity)
 
@@ -158,6 +159,11 @@ class BulkStore:
         write_manifest(self.out, kind="bulk", count=outcomes.total(), **fields)
 
 
+def in_one_pass(settings: BulkSettings, requests: Sequence[Request]) -> bool:
+    """Whether vLLM is left out: next tokens are all that is asked for, behind prompts without soft rows."""
+    return settings.scoring == "one_pass" and all(r.score_ids and r.soft is None for r in requests)
+
+
 def plan_chunks(requests: Sequence[Request], chunk_size: int) -> Iterator[list[Request]]:
     """Requests of one kind a chunk, neighbours sharing the longest prefix so that its cache is used.
 
@@ -176,19 +182,22 @@ def cut(ordered: list[Request], size: int) -> Iterator[list[Request]]:
     """
     start = 0
     while len(ordered) - start > size:
-        ends = range(start + (size + 1) // 2, start + size + 1)
-        anew = [num_shared(ordered[end - 1], ordered[end]) / (end - start) for end in ends]
-        end = ends[max(n for n, value in enumerate(anew) if value == min(anew))]
+        end = best_cut(ordered, start, size)
         yield ordered[start:end]
         start = end
     yield ordered[start:]
 
 
+def best_cut(ordered: list[Request], start: int, size: int) -> int:
+    """The last of the ends with the fewest tokens computed anew for a request of the chunk."""
+    ends = range(start + size, start + (size + 1) // 2 - 1, -1)
+    return min(ends, key=lambda end: num_shared(ordered[end - 1], ordered[end]) / (end - start))
+
+
 def num_shared(one: Request, other: Request) -> int:
     """Tokens that both prompts begin with."""
     (file, ids), (other_file, other_ids) = prefix(one), prefix(other)
-    pairs = zip(ids, other_ids, strict=False) if file == other_file else ()
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return len(commonprefix([ids, other_ids])) if file == other_file else 0
 
 
 def prefix(request: Request) -> tuple[str, tuple[int, ...]]:
