@@ -75,11 +75,12 @@ class Renderer:
     The tokenizer must be a "fast" one (the Rust backend), because entity spans need character offsets.
     Text never turns into control tokens: a title that reads "</s>" is tokenised as these four characters.
     Sequences begin as the tokenizer begins a text; with `start` they begin with its start token in any case,
-    where it has one. Decoders rest their attention on the first position, so a vector is better not there.
-    Raises UserError for a tokenizer without offsets, without an end token, or whose tokens cross lines.
+    where it has one, or with the control token that `start` names. Decoders rest their attention on the first
+    position, so a vector is better not there. Raises UserError for a tokenizer without offsets, end token or
+    the one that `start` names, or whose tokens cross lines.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: bool | str = False) -> None:
         self._name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         self._backend = private_backend(tokenizer, self._name)
         if tokenizer.eos_token_id is None:
@@ -87,10 +88,9 @@ class Renderer:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.prefix_ids: list[int] = start_ids(tokenizer)
-        added = start and not self.prefix_ids and tokenizer.bos_token_id is not None
-        if added:
-            self.prefix_ids = [tokenizer.bos_token_id]
-        self._fingerprint = fingerprint(tokenizer) + ("+start" if added else "")
+        added = [] if self.prefix_ids else added_start(tokenizer, start)
+        self.prefix_ids += added
+        self._fingerprint = fingerprint(tokenizer) + start_mark(tokenizer, added)
         self._piece = lru_cache(maxsize=NUM_CACHED_PIECES)(self._tokenise)
         self._anchor = self._find_anchor()
         self._check_cuts()
@@ -259,6 +259,26 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     bare = list(tokenizer("a", add_special_tokens=False).input_ids)
     full = list(tokenizer("a").input_ids)
     return next(full[:k] for k in range(len(full)) if full[k : k + len(bare)] == bare)
+
+
+def added_start(tokenizer: PreTrainedTokenizerBase, start: bool | str) -> list[int]:
+    """The token that `start` names, or the tokenizer's own start token, if it has one and it is wanted."""
+    if isinstance(start, str):
+        known = tokenizer.get_added_vocab()
+        if start not in known:
+            raise UserError(
+                f"start token {start!r}: the tokenizer has no such control token: choose from "
+                f"{', '.join(sorted(known))}."
+            )
+        return [known[start]]
+    return [tokenizer.bos_token_id] if start and tokenizer.bos_token_id is not None else []
+
+
+def start_mark(tokenizer: PreTrainedTokenizerBase, added: list[int]) -> str:
+    """What a start token that the tokenizer does not add by itself makes of its fingerprint."""
+    if not added:
+        return ""
+    return "+start" if added == [tokenizer.bos_token_id] else f"+start {added[0]}"
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -80,8 +80,9 @@ def surround_padded(
     prefix: torch.Tensor | None = None,
     suffix: torch.Tensor | None = None,
     labels_BT: torch.Tensor | None = None,
+    after: int = 0,
 ) -> Padded:
-    """Insert soft rows directly before and after the real tokens of each row (Laser section 3.2).
+    """Insert soft rows before and after the real tokens of each row (Laser section 3.2).
 
     Padding stays on its side, left or right, and keeps its ids and labels; a row without real
     tokens counts as padded on the right.
@@ -91,6 +92,7 @@ def surround_padded(
         mask_BT: bool or integer; 1 at real tokens, one run of them a row.
         prefix, suffix: int64 soft rows, (L,) shared by all samples or (B, L) one list a sample.
         labels_BT: int64 labels, moved along.
+        after: first tokens of a sample that stay before its prefix; all of a shorter one's.
 
     Raises:
         ValueError: dtype, shape, a negative soft row, a mask that is no single run of ones.
@@ -107,11 +109,12 @@ def surround_padded(
     start_B1 = real_BT.long().argmax(1, keepdim=True) if T else length_B1
     column_U = torch.arange(T + L + K, device=source_BT.device)
     offset_BU = column_U - start_B1
-    started_BU, ended_BU = offset_BU >= 0, offset_BU >= length_B1 + (L + K)
-    inside_BU = started_BU & ~ended_BU
+    skip_B1 = length_B1.clamp(max=after)
+    ended_BU = offset_BU >= length_B1 + (L + K)
+    inside_BU = (offset_BU >= 0) & ~ended_BU
     # Of the columns [tokens | prefix | suffix] each is used once, so padding is moved, not made up.
-    token_BU = column_U - started_BU * L - ended_BU * K
-    origin_BU = _origin(offset_BU, length_B1, L, K, token_BU, T, T + L)
+    token_BU = column_U - (offset_BU >= skip_B1) * L - ended_BU * K
+    origin_BU = _origin(offset_BU, skip_B1, length_B1, L, K, token_BU, T, T + L)
     source_BU = torch.cat([source_BT, ~prefix_BL, ~suffix_BK], 1).gather(1, origin_BU)
     positions_BU = offset_BU.masked_fill(~inside_BU, 0)
     labels_BU = _moved_labels(labels_BT, source_BT, L + K, origin_BU)
@@ -124,6 +127,7 @@ def surround_packed(
     prefix: torch.Tensor | None = None,
     suffix: torch.Tensor | None = None,
     labels_T: torch.Tensor | None = None,
+    after: int = 0,
 ) -> Packed:
     """Insert soft rows before and after each sample of a packed (varlen) row.
 
@@ -132,6 +136,7 @@ def surround_packed(
         cu_seqlens_S1: (S + 1,) int32 or int64, ascending from 0 to T; samples may be empty.
         prefix, suffix: int64 soft rows, (L,) shared by all samples or (S, L) one list a sample.
         labels_T: int64 labels, moved along.
+        after: first tokens of a sample that stay before its prefix; all of a shorter one's.
 
     Raises:
         ValueError: dtype, shape, a negative soft row, boundaries that do not ascend from 0 to T.
@@ -149,8 +154,10 @@ def surround_packed(
     sample_W = torch.searchsorted(longer_S1, place_W, right=True) - 1
     offset_W = place_W - longer_S1[sample_W]
     length_W = cu_seqlens_S1.diff()[sample_W]
-    token_W = place_W - added_S1[sample_W] - L
-    origin_W = _origin(offset_W, length_W, L, K, token_W, T + sample_W * L, T + S * L + sample_W * K)
+    skip_W = length_W.clamp(max=after)
+    token_W = place_W - added_S1[sample_W] - (offset_W >= skip_W) * L
+    prefix_W, suffix_W = T + sample_W * L, T + S * L + sample_W * K
+    origin_W = _origin(offset_W, skip_W, length_W, L, K, token_W, prefix_W, suffix_W)
     source_W = torch.cat([source_T, ~prefix_SL.flatten(), ~suffix_SK.flatten()]).gather(0, origin_W)
     labels_W = _moved_labels(labels_T, source_T, S * (L + K), origin_W)
     return Packed(source_W, longer_S1.to(cu_seqlens_S1.dtype), offset_W, labels_W)
@@ -158,6 +165,7 @@ def surround_packed(
 
 def _origin(
     offset: torch.Tensor,
+    skip: torch.Tensor,
     length: torch.Tensor,
     L: int,
     K: int,
@@ -167,9 +175,9 @@ def _origin(
 ) -> torch.Tensor:
     """Where a position at `offset` of its sample reads: its token, or its place in prefix or suffix."""
     behind = offset - L - length
-    is_prefix = (offset >= 0) & (offset < L)
+    is_prefix = (offset >= skip) & (offset < skip + L)
     is_suffix = (behind >= 0) & (behind < K)
-    return torch.where(is_prefix, prefix + offset, torch.where(is_suffix, suffix + behind, token))
+    return torch.where(is_prefix, prefix + offset - skip, torch.where(is_suffix, suffix + behind, token))
 
 
 def _per_sample(name: str, soft: torch.Tensor | None, samples: int, source: torch.Tensor) -> torch.Tensor:

@@ -267,6 +267,16 @@ def test_a_start_token_in_any_case(smol: Any, llama2: Any) -> None:
     )
 
 
+def test_a_start_token_by_name(smol: Any, llama2: Any) -> None:
+    """SmolLM2 was pretrained with another token between documents than the one that starts a chat."""
+    named = Renderer(smol, start="<|endoftext|>")
+    assert named.prefix_ids == smol.convert_tokens_to_ids(["<|endoftext|>"]) != [smol.bos_token_id]
+    assert len({one.fingerprint() for one in (named, Renderer(smol), Renderer(smol, start=True))}) == 3
+    assert Renderer(llama2, start="<unk>").prefix_ids == [llama2.bos_token_id]  # it begins texts by itself
+    with pytest.raises(UserError, match="start token 'the': .* no such control token: choose from .*endof"):
+        Renderer(smol, start="the")
+
+
 def test_fingerprint_tells_tokenizers_apart(smol: Any, llama2: Any, smollm2: Path, tmp_path: Path) -> None:
     assert fingerprint(smol) != fingerprint(llama2)
     smol.save_pretrained(tmp_path)

@@ -33,6 +33,7 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
         "shared": shared,
         "spare": draw(st.integers(0, 2)),
         "left": draw(st.booleans()),
+        "after": draw(st.integers(0, 3)),
     }
 
 
@@ -44,8 +45,9 @@ def soft(rows: list[list[int]], shared: bool) -> torch.Tensor:
 def longer(batch: dict[str, Any], sample: int) -> tuple[list[int], list[int]]:
     """Source and labels of a sample with its soft rows; the label of token t is 1000 + t."""
     prefix, tokens, suffix = (batch[name][sample] for name in ("prefixes", "samples", "suffixes"))
-    source = [-1 - row for row in prefix] + tokens + [-1 - row for row in suffix]
-    labels = [-100] * len(prefix) + [1000 + token for token in tokens] + [-100] * len(suffix)
+    first, rest = tokens[: batch["after"]], tokens[batch["after"] :]
+    source = first + [-1 - row for row in prefix] + rest + [-1 - row for row in suffix]
+    labels = [-100 if value < 0 else 1000 + value for value in source]
     return source, labels
 
 
@@ -73,6 +75,7 @@ def test_padded_equals_lists(batch: dict[str, Any]) -> None:
         soft(batch["prefixes"], batch["shared"]),
         soft(batch["suffixes"], batch["shared"]),
         torch.tensor(labels, dtype=torch.long).view(len(samples), width),
+        batch["after"],
     )
     width += len(batch["prefixes"][0]) + len(batch["suffixes"][0])
     assert out.labels_BU is not None and out.source_BU.shape == (len(samples), width)
@@ -95,6 +98,7 @@ def test_packed_equals_lists(batch: dict[str, Any]) -> None:
         soft(batch["prefixes"], batch["shared"]),
         soft(batch["suffixes"], batch["shared"]),
         torch.tensor([1000 + token for token in tokens], dtype=torch.long),
+        batch["after"],
     )
     expected = [longer(batch, s) for s in range(len(batch["samples"]))]
     lengths = [len(source) for source, _ in expected]

@@ -49,14 +49,16 @@ def make_llm(attention: str) -> LlamaModel:
     return random_llm(attention, vocab_size=VOCABULARY, hidden_size=H).double().eval()
 
 
-def make_bituning(attention: str, kind: str, pooling: Pooling, llm: Any = None) -> BiTuning:
+def make_bituning(
+    attention: str, kind: str, pooling: Pooling, llm: Any = None, num_start: int = 0
+) -> BiTuning:
     llm = llm or make_llm(attention)
     torch.manual_seed(1)
     mformer = MFormer(SETTINGS, D, H).double()
     mformer.match_scale(0.3)
     prefix = {"mformer": mformer, "free": 0.3 * torch.randn(3, H).double(), "none": None}[kind]
     mean_H = llm.embed_tokens.weight.mean(0)
-    return BiTuning(llm, prefix, pooling, mean_H, EOS).eval()
+    return BiTuning(llm, prefix, pooling, mean_H, EOS, num_start).eval()
 
 
 def make_samples(lengths: list[int]) -> list[Tensor]:
@@ -90,12 +92,13 @@ def one_at_a_time(bituning: BiTuning, samples: list[Tensor], histories: dict[str
     table: Any = bituning.llm.get_input_embeddings()  # type: ignore[operator]
     states = []
     for s, sample_T in enumerate(samples):
-        parts = [table(sample_T)]
+        parts = [table(sample_T[bituning.num_start :])]
         if bituning.mformer is not None:
             output = bituning.mformer(histories["C_SND"][s : s + 1], histories["real_SN"][s : s + 1])
             parts.insert(0, output.prefix_BLH[0])
         if bituning.prefix_LH is not None:
             parts.insert(0, bituning.prefix_LH)
+        parts.insert(0, table(sample_T[: bituning.num_start]))
         if bituning.suffix_H is not None:
             parts.append(bituning.suffix_H[None])
         if bituning.pooling == "eos":
@@ -120,14 +123,16 @@ def results(bituning: BiTuning, output: BiTuningOutput | Tensor) -> list[Tensor]
 
 @pytest.mark.parametrize(("kind", "pooling"), CASES)
 @settings(max_examples=6)
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any))
-def test_packed_padded_and_single_are_the_same(kind: str, pooling: Pooling, lengths: list[int]) -> None:
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any), st.integers(0, 2))
+def test_packed_padded_and_single_are_the_same(
+    kind: str, pooling: Pooling, lengths: list[int], num_start: int
+) -> None:
     """A sample may even be empty: then only prefix and suffix are read."""
     samples = make_samples(lengths)
     histories = make_histories(len(samples)) if kind == "mformer" else {}
-    bituning = make_bituning("sdpa", kind, pooling)
+    bituning = make_bituning("sdpa", kind, pooling, num_start=num_start)
     want = results(bituning, one_at_a_time(bituning, samples, histories))
-    packed = make_bituning(PACKED, kind, pooling)
+    packed = make_bituning(PACKED, kind, pooling, num_start=num_start)
     found = [results(packed, packed(**as_packed(samples), **histories))]
     found += [results(bituning, bituning(**as_packed(samples), **histories))]
     found += [

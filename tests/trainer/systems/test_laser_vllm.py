@@ -102,7 +102,7 @@ def run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     for n, key in enumerate(KEYS):
         save_random_weights(made, METHODS[key], n)
     task = SimpleNamespace(test=[SimpleNamespace(user=100 + n) for n in range(USERS)])
-    renderer = SimpleNamespace(eos_id=END)
+    renderer = SimpleNamespace(eos_id=END, prefix_ids=[300])
     for module, names in (
         (rank, {"make_renderer": lambda run: renderer}),
         (vllm_rank, {"load_task": lambda run: task, "test_reader": reader_of, "CHUNK": 3}),

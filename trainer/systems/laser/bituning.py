@@ -1,8 +1,10 @@
 """Bi-Tuning: trainable virtual tokens before and after the text of a frozen LLM (Zhang et al. 2024, "Laser",
 section 3.1.2, eq. 1-2).
 
-The prefix stands first and attention is causal, so each position of the text sees it and only the last
-position sees all. A row is an embedding that is no token's; kernels/soft_layout.py tells how they are placed.
+The prefix stands before the text and attention is causal, so each position of the text sees it and only the
+last position sees all. Tokens that begin every text (LLaMA's <s>) stay before the prefix: decoders rest their
+attention on the first position, and with a prefix there the vectors tell less (docs/lab-log.md). A row is an
+embedding that is no token's; kernels/soft_layout.py tells how they are placed.
 
 Shapes: S samples (users or items), N items of the longest history, D width of the recommender, L prefix
 tokens, R rows, H width of the LLM, T tokens, U columns of the longer padded batch, W positions of the longer
@@ -64,6 +66,7 @@ class BiTuning(nn.Module):
             "mean", over the outputs of prefix and text (Table 5).
         suffix_H: first value of the suffix: the mean token embedding. Read with pooling suffix only.
         eos: token id, read with pooling eos only.
+        num_start: tokens that begin every text; the prefix stands behind them.
 
     Raises:
         UserError: nothing is left to train, or what the pooling reads is missing.
@@ -76,11 +79,12 @@ class BiTuning(nn.Module):
         pooling: Pooling = "suffix",
         suffix_H: Tensor | None = None,
         eos: int | None = None,
+        num_start: int = 0,
     ) -> None:
         super().__init__()
         check_parts(prefix, pooling, suffix_H, eos)
         self.llm = llm.requires_grad_(False)
-        self.pooling, self.eos = pooling, eos
+        self.pooling, self.eos, self.num_start = pooling, eos, num_start
         self.mformer = prefix if isinstance(prefix, MFormer) else None
         self.prefix_LH = nn.Parameter(prefix.detach().clone()) if isinstance(prefix, Tensor) else None
         self.suffix_H: nn.Parameter | None = None
@@ -148,7 +152,7 @@ class BiTuning(nn.Module):
     def packed(self, ids_T: Tensor, boundaries: list[int], around: Surround) -> Tensor:
         """Vectors (S, H) of a packed row. The longer samples' ends are counted on the host, not read back."""
         starts_S1 = torch.tensor(boundaries, device=ids_T.device)
-        row = surround_packed(ids_T, starts_S1, around.prefix, around.suffix)
+        row = surround_packed(ids_T, starts_S1, around.prefix, around.suffix, after=self.num_start)
         embedded_WH = self.embed(row.source_W, around.rows_RH)
         longer = [start + place * around.added for place, start in enumerate(boundaries)]
         if self.config._attn_implementation == PACKED:
@@ -168,7 +172,7 @@ class BiTuning(nn.Module):
                 "model.attention = packed: it takes packed rows and this is a padded batch: "
                 "pass boundaries, or load the LLM with 'sdpa'."
             )
-        batch = surround_padded(ids_ST, mask_ST.long(), around.prefix, around.suffix)
+        batch = surround_padded(ids_ST, mask_ST.long(), around.prefix, around.suffix, after=self.num_start)
         embedded_SUH = self.embed(batch.source_BU, around.rows_RH)
         attention = {"attention_mask": batch.mask_BU}
         hidden_SUH = self.read(embedded_SUH, batch.positions_BU, attention)

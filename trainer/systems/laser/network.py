@@ -30,11 +30,13 @@ def make_network(
     token_scale: float,
     mean_H: Tensor,
     eos: int,
+    num_start: int = 0,
 ) -> BiTuning:
     """Fresh weights from torch's global generator.
 
     Args:
         llm: a base model, without a head. width: D. eos: id of the end token.
+        num_start: tokens that begin every text.
         token_scale, mean_H: root mean square and mean of the LLM's token embeddings.
     """
     mformer = settings.mformer if method.moe else settings.mformer.model_copy(update={"experts": 1})
@@ -46,7 +48,7 @@ def make_network(
     elif method.prefix == "free":
         prefix = scale * torch.randn(mformer.tokens, len(mean_H))
     suffix_H = mean_H if method.pooling == "suffix" else None
-    return BiTuning(llm, prefix, method.pooling, suffix_H, eos)
+    return BiTuning(llm, prefix, method.pooling, suffix_H, eos, num_start)
 
 
 def save_weights(weights: dict[str, Tensor], folder: Path) -> None:

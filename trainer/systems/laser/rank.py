@@ -90,7 +90,7 @@ def load_parts(run: Run[LaserConfig], method: Method, states: States | None) -> 
 
 def trained_around(run: Run[LaserConfig], method: Method, states: States | None, llm: Any) -> BiTuning:
     """All that is trained is loaded, so where it started from does not matter."""
-    config, folder = run.config, final_folder(run, method)
+    config, folder, renderer = run.config, final_folder(run, method), make_renderer(run)
     network = make_network(
         llm.base_model,
         method,
@@ -98,7 +98,8 @@ def trained_around(run: Run[LaserConfig], method: Method, states: States | None,
         0 if states is None else states.width,
         1.0,
         torch.zeros(llm.get_input_embeddings().embedding_dim),
-        make_renderer(run).eos_id,
+        renderer.eos_id,
+        len(renderer.prefix_ids),
     )
     load_weights(network, read_weights(folder), folder)
     return network.to(getattr(torch, config.model.dtype)).eval()

@@ -30,6 +30,11 @@ class TextsBlock(Block):
         default=None,
         description="Item attributes in brackets behind the title; empty: brand, category, where they are.",
     )
+    start_token: str | None = Field(
+        default=None,
+        description="Token before everything, for a tokenizer that begins texts with none; empty: its start "
+        "token. Best is what stood between documents when the LLM was pretrained.",
+    )
     item_noun: str = Field(default="item", description="What an item is called: movie, game, item.")
     history_items: PositiveInt = Field(default=50, description="Latest history items shown.")
     title_words: PositiveInt | None = Field(

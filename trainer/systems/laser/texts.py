@@ -67,7 +67,9 @@ def details_of(tables: Tables, texts: TextsBlock) -> list[str]:
 
 
 def make_renderer(run: Run[LaserConfig]) -> Renderer:
-    return Renderer(load_tokenizer(resolve_model(run.config.model.path, run.cache)))
+    """With a start token: the position that decoders rest their attention on is not the prefix's."""
+    tokenizer = load_tokenizer(resolve_model(run.config.model.path, run.cache))
+    return Renderer(tokenizer, start=run.config.texts.start_token or True)
 
 
 def run_texts(run: Run[LaserConfig], names: Sequence[str]) -> None:

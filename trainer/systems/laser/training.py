@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recloom.data_shards.artifacts import MANIFEST, read_manifest
+from recloom.data_shards.renderer import Renderer
 from recloom.trainer.callbacks.callback import Callback
 from recloom.trainer.callbacks.checkpoint import Checkpoint
 from recloom.trainer.callbacks.console import Console
@@ -71,7 +72,7 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     }
     states = method_states(run, method)
     ds_config = deepspeed_json(config.model, settings, config.parallel, dist.get_world_size())
-    engine = Engine(build(run, method, stage, ds_config, states, renderer.eos_id), ds_config)
+    engine = Engine(build(run, method, stage, ds_config, states, renderer), ds_config)
     readers = {name: RowReader(source, states, engine.device) for name, source in sources.items()}
     objective = LaserLoss(readers["train"], config.bitune, experts_of(engine), engine.layout)
     stream = make_stream(settings, config.seed, sources["train"], engine.layout)
@@ -111,9 +112,9 @@ def build(
     stage: int,
     ds_config: DeepSpeedSettings,
     states: States | None,
-    eos: int,
+    renderer: Renderer,
 ) -> BiTuning:
-    """The network with the weights that the stage starts from. eos: id of the end token."""
+    """The network with the weights that the stage starts from."""
     config = run.config
     llm = load_partitioned(
         resolve_model(config.model.path, run.cache),
@@ -129,7 +130,8 @@ def build(
         0 if states is None else states.width,
         embedding_scale(llm),
         embedding_mean(llm),
-        eos,
+        renderer.eos_id,
+        len(renderer.prefix_ids),
     )
     start = start_folder(run, method, stage)
     if start is not None:

@@ -92,12 +92,14 @@ class Layout:
     """How prompts are laid.
 
     Attributes:
+        start: tokens that begin every text; the prefix stands behind them.
         prefix: L. own: whether each user has its own prefix rows.
         suffix: row of the suffix; None: the token `end` stands last.
     """
 
     file: str
     sha256: str
+    start: int
     prefix: int
     own: bool
     suffix: int | None
@@ -106,11 +108,12 @@ class Layout:
     def request(self, index: int, user: int, text: list[int]) -> Request:
         first = index * self.prefix if self.own else 0
         last = self.prefix + len(text)
-        positions, rows = list(range(self.prefix)), list(range(first, first + self.prefix))
+        positions = [self.start + place for place in range(self.prefix)]
+        rows = list(range(first, first + self.prefix))
         if self.suffix is not None:
             positions, rows = [*positions, last], [*rows, self.suffix]
         soft = SoftPrompt(self.file, self.sha256, tuple(positions), tuple(rows))
-        ids = (*(0 for _ in range(self.prefix)), *text, self.end)
+        ids = (*text[: self.start], *(0 for _ in range(self.prefix)), *text[self.start :], self.end)
         return Request(ids, max_tokens=0, meta={"user": user}, soft=soft, embed=True)
 
 
@@ -121,7 +124,7 @@ def layout_of(network: BiTuning, path: Path, num_users: int) -> Layout:
     elif network.prefix_LH is not None:
         prefix = len(network.prefix_LH)
     suffix = prefix * (num_users if own else 1) if network.suffix_H is not None else None
-    return Layout(str(path), file_sha256(path), prefix, own, suffix, network.eos or 0)
+    return Layout(str(path), file_sha256(path), network.num_start, prefix, own, suffix, network.eos or 0)
 
 
 def run_vllm_rank(run: Run[LaserConfig]) -> None:
