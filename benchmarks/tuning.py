@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=int, default=4, help="packed rows a step of ours, all ranks")
     made.add_argument("--pack-length", type=int, default=1024, help="tokens of a packed row")
     made.add_argument("--samples", type=int, default=8, help="samples a step of the peers, all ranks")
-    made.add_argument("--liger", action="store_true", help="the peers with Liger's kernels (GPU)")
+    made.add_argument("--liger", action="store_true", help="all sides with Liger's kernels (GPU)")
     made.add_argument("--corpus", type=Path, help="a folder of shards; made from ML-100K when left out")
     made.add_argument("--no-row", action="store_true", help="print only")
     return made

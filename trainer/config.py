@@ -45,6 +45,11 @@ class ModelBlock(Block):
         default="packed",
         description="Attention of packed rows: a causal call a sample, or one call under a dense block mask.",
     )
+    liger: bool = Field(
+        default=False,
+        description="Train with Liger's fused norms, rotations and gated layers; needs a GPU and the package "
+        "liger-kernel.",
+    )
     tuned: str | None = Field(
         default=None,
         description="A finished run whose tuned models answer here; nothing is tuned then.",

@@ -19,6 +19,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.checkpoint_ranks import agreed, check_convertible, convert, make_room, seal
 from recloom.trainer.checkpoints import Saved, refusal
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
+from recloom.trainer.liger import apply_liger
 from recloom.trainer.parallel_layout import (
     DIVISIONS,
     EMBEDDING,
@@ -308,6 +309,8 @@ def load_partitioned(
         )
     del partition
     network.config.use_cache = False
+    if model.liger:
+        apply_liger(network)
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network.requires_grad_(not frozen)
