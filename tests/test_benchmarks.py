@@ -42,3 +42,30 @@ def test_the_command_names_no_place_of_this_machine(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/some/where/bulk.py", "--model", "/some/where/llm", "--users", "3"])
     assert bulk.command_line() == "python benchmarks/bulk.py --model MODEL --users 3"
+
+
+def test_growth_is_fitted_over_the_last_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a point measured twice the last counts; a preparation's small sizes are its process's start."""
+    monkeypatch.syspath_prepend(str(HERE))
+    growth = importlib.import_module("growth")
+    sizes = (10**5, 10**6, 10**7, 10**8)
+    taken = [("100,000", 9.0), *((f"{size:,}", 3e-7 * size) for size in sizes[1:])]
+    rows = [{"part": "preparation", "case": "1,000,000 interactions", "shape": "", "CPU seconds": 99.0}]
+    rows += [
+        {"part": "preparation", "case": f"{size} interactions", "shape": "", "CPU seconds": seconds}
+        for size, seconds in taken
+    ]
+    rows.append({"part": "growth", "case": "batch against items", "shape": "10:1.0ms 1000:10.0ms"})
+    growth.append(tmp_path / "data.csv", rows, ["part", "case", "shape", "CPU seconds"])
+    ranks = [{"size": size, "seconds a step": 8 / size} for size in (1, 2, 4)]
+    growth.append(tmp_path / "growth.csv", ranks)
+    monkeypatch.setattr(growth, "DATA_ROWS", tmp_path / "data.csv")
+    monkeypatch.setattr(growth, "ROWS", tmp_path / "growth.csv")
+    curves = growth.series()
+    found = {name: growth.fitted(name, points) for name, (_, points) in curves.items()}
+    assert found == pytest.approx(
+        {"preparation, CPU s": 1.0, "batch, s, against items": 0.5, "tuning step, s": -1.0}
+    )
+    assert curves["batch, s, against items"] == ("items", [(10.0, 0.001), (1000.0, 0.01)])
+    growth.draw(curves, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
