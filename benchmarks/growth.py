@@ -126,7 +126,11 @@ def draw(curves: dict[str, tuple[str, Points]], path: Path) -> None:
                 x, y = np.array(points).T
                 short = name.split(",")[0]
                 panel.plot(x, y, "o-", label=f"{short}: exponent {fitted(name, points):.2f}")
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds")
+        values = [y for of, points in curves.values() if of == axis for _, y in points]
+        room = (min(values) / 4, max(values) * 4)  # enough for whole powers of ten
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds", ylim=room)
+        panel.set_xticks(x, [f"{one:g}" for one in x])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     figure.savefig(path, dpi=130)

@@ -1,13 +1,15 @@
 """Tokens a second of full-parameter tuning: RecLoom against Hugging Face's Trainer on the same engine.
 
     python benchmarks/tuning.py                          SmolLM2-135M on two CPU ranks, ML-100K's instructions
-    python benchmarks/tuning.py --model DIR --rows 8     another model, on the GPUs that are there
+    python benchmarks/tuning.py --model DIR --ranks 1     another model, on the GPUs that are there
 
 Three sides train on the same instructions (Llama4Rec's, token by token the same) with the same model,
 DeepSpeed ZeRO-3 and number of ranks: the Trainer as its documentation has it (batches padded to their longest
-sample), the same with samples laid end to end, and RecLoom. They take turns, each in processes of its own;
-the first steps of each are not counted. Tokens are real ones: padding counts nothing. Before training, each
-side's loss of the same samples must agree. The ratios come last, and a row a peer goes to tuning.csv.
+sample), the same with samples laid end to end, and RecLoom. They take turns, each in processes of its own.
+The first steps of each are not counted; one behind the counted ones tells where the time goes. Steps have
+about as many tokens on all sides: 8 samples, or 2 rows of 1,024. Tokens are real ones: padding counts
+nothing. Before training, each side's loss of the same samples must agree. The ratios come last, and a row a
+peer goes to tuning.csv.
 """
 
 from __future__ import annotations
@@ -40,15 +42,27 @@ TOLERANCE = {"bfloat16": 0.05, "float32": 1e-4}  # of a sample's mean loss
 
 @dataclass(frozen=True)
 class Side:
-    """What a side measured, all turns together. rates: real tokens a second, one a step."""
+    """What a side measured, all turns together.
+
+    rates: real tokens a second, one a step. padding: share of all positions. parts: a step's seconds, a turn.
+    """
 
     rates: list[float]
     example_losses: list[float]
     gib_a_rank: float
+    padding: float
+    parts: list[dict[str, float]]
 
     @property
     def median(self) -> float:
         return statistics.median(self.rates)
+
+    @property
+    def where(self) -> str:
+        """Where the time of a step goes, in shares."""
+        seconds = {part: sum(turn[part] for turn in self.parts) for part in self.parts[0]}
+        whole = sum(seconds.values())
+        return " ".join(f"{part}:{taken / whole:.0%}" for part, taken in seconds.items())
 
 
 def make_corpus(folder: Path, model: str) -> Path:
@@ -78,7 +92,8 @@ def measure(script: str, ranks: int, work: dict[str, Any], folder: Path) -> dict
 
 def merged(turns: list[dict[str, Any]]) -> Side:
     rates = [n / s for turn in turns for n, s in zip(turn["tokens"], turn["seconds"], strict=True)]
-    return Side(rates, turns[0]["example_losses"], max(turn["gib_a_rank"] for turn in turns))
+    gib, padding = (max(turn[name] for turn in turns) for name in ("gib_a_rank", "padding"))
+    return Side(rates, turns[0]["example_losses"], gib, padding, [turn["parts"] for turn in turns])
 
 
 def check_losses(sides: dict[str, Side], tolerance: float) -> float:
@@ -107,6 +122,9 @@ def rows_of(
             "steps": len(ours.rates),
             "ours_gib_a_rank": round(ours.gib_a_rank, 2),
             "peer_gib_a_rank": round(sides[name].gib_a_rank, 2),
+            "peer_padding": round(sides[name].padding, 3),
+            "ours_time": ours.where,
+            "peer_time": sides[name].where,
             "loss_difference": f"{worst:.1e}",
             "machine": machine(),
             "torch": torch.__version__,
@@ -121,9 +139,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", default="smollm2-135m-instruct", help="a name, or a Hugging Face folder")
     made.add_argument("--dtype", default="bfloat16", choices=sorted(TOLERANCE))
     made.add_argument("--ranks", type=int, default=2, help="on a machine without a GPU")
-    made.add_argument("--steps", type=int, default=3, help="counted steps a turn")
+    made.add_argument("--steps", type=int, default=2, help="counted steps a turn")
     made.add_argument("--turns", type=int, default=2, help="turns of each side")
-    made.add_argument("--rows", type=int, default=4, help="packed rows a step of ours, all ranks")
+    made.add_argument("--rows", type=int, default=2, help="packed rows a step of ours, all ranks")
     made.add_argument("--pack-length", type=int, default=1024, help="tokens of a packed row")
     made.add_argument("--samples", type=int, default=8, help="samples a step of the peers, all ranks")
     made.add_argument("--liger", action="store_true", help="all sides with Liger's kernels (GPU)")
@@ -162,6 +180,8 @@ def main() -> None:
     rows = rows_of(sides, options, ranks, worst)
     if not options.no_row:
         append(ROWS, rows)
+    for name, found in sides.items():
+        print(f"{name}: {found.where}, {found.padding:.0%} padding")
     print(f"losses of {work['checked']} samples agree within {worst:.1e}")
     for row in rows:
         print(

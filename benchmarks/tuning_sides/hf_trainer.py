@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from work import WARM_STEPS, Measured, Work, gib, leave, mean_loss, samples_of
+from work import WARM_STEPS, Measured, PartClock, Work, gib, leave, mean_loss, samples_of
 
 ZERO_3 = {
     "zero_optimization": {"stage": 3},
@@ -39,27 +40,35 @@ ZERO_3 = {
 
 
 class Clock(TrainerCallback):
-    """When each optimizer step ended."""
+    """When each optimizer step ended; the parts of the last."""
 
-    def __init__(self) -> None:
-        self.ends = [time.perf_counter()]
+    def __init__(self, last: int, engine: Callable[[], Any]) -> None:
+        self.ends, self.last, self.parts = [time.perf_counter()], last, PartClock()
+        self.engine = engine  # DeepSpeed's, which is made after this
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.ends = [time.perf_counter()]
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if len(self.ends) == self.last:
+            self.parts.watch(self.engine())
+            self.parts.is_on = True
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.ends.append(time.perf_counter())
 
 
 class Counted:
-    """A collator that counts the tokens that are no padding."""
+    """A collator that counts the tokens that are no padding, and all positions."""
 
     def __init__(self, collate: Any) -> None:
-        self.collate, self.tokens = collate, [0]
+        self.collate, self.tokens, self.positions = collate, [0], [0]
 
     def __call__(self, samples: list[dict[str, list[int]]]) -> Any:
         self.tokens.append(sum(len(sample["input_ids"]) for sample in samples))
-        return self.collate(samples)
+        batch = self.collate(samples)
+        self.positions.append(batch["input_ids"].numel())
+        return batch
 
 
 def check(model: Any, samples: list[dict[str, list[int]]], count: int) -> list[float]:
@@ -79,7 +88,7 @@ def arguments(work: Work, world_size: int) -> TrainingArguments:
         bf16=work.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=work.samples // world_size,
-        max_steps=WARM_STEPS + work.steps,
+        max_steps=WARM_STEPS + work.steps + 1,
         learning_rate=1e-5,
         use_liger_kernel=work.liger,
         dataloader_num_workers=0,  # a worker's counts would stay with the worker
@@ -103,7 +112,8 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.dtype))
     samples = samples_of(work.corpus)
     collate = DataCollatorWithFlattening() if work.packed else DataCollatorForSeq2Seq(tokenizer, padding=True)
-    counted, clock = Counted(collate), Clock()
+    counted = Counted(collate)
+    clock = Clock(WARM_STEPS + work.steps + 1, lambda: trainer.model_wrapped)
     trainer = Trainer(
         model=model,
         args=settings,
@@ -115,9 +125,13 @@ def main() -> None:
     losses = Losses.found
     steps = range(WARM_STEPS, WARM_STEPS + work.steps)
     seconds = [clock.ends[n + 1] - clock.ends[n] for n in steps]
-    tokens = total_tokens([counted.tokens[n + 1] for n in steps])
+    tokens, positions = (
+        total_tokens([counts[n + 1] for n in steps]) for counts in (counted.tokens, counted.positions)
+    )
     if rank == 0:
-        Measured(seconds, tokens, losses, gib()).write(work)
+        parts = clock.parts.parts(clock.ends[-1] - clock.ends[-2])
+        padding = 1 - sum(tokens) / sum(positions)
+        Measured(seconds, tokens, padding, parts, losses, gib()).write(work)
     leave()
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from work import WARM_STEPS, Measured, Work, gib, leave, mean_loss
+from work import WARM_STEPS, Measured, PartClock, Work, gib, leave, mean_loss
 
 from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.stream import PackedRow, build_row
@@ -44,16 +44,20 @@ def main() -> None:
     source = ShardReader(Path(work.corpus))
     losses = [example_loss(engine, build_row(source, [n])) for n in range(work.checked)]
     stream = make_stream(training, 0, source, engine.layout, None)
+    clock = PartClock()
+    clock.watch(engine.engine)
     loop = Loop(engine, stream, training, AnswerLoss("packed", engine.device, engine.vocabulary), [])
     records, begin = [], time.perf_counter()
     for batch in stream:
+        clock.is_on = loop.step == WARM_STEPS + work.steps
         records.append(loop.train_step(batch, begin, 0.0))  # the wait for data counts
         loop.step, begin = loop.step + 1, time.perf_counter()
-        if loop.step == WARM_STEPS + work.steps:
+        if clock.is_on:
             break
     if rank == 0:
-        timed = records[WARM_STEPS:]
-        Measured([r.seconds for r in timed], [r.tokens for r in timed], losses, gib()).write(work)
+        timed = records[WARM_STEPS:-1]
+        parts = clock.parts(records[-1].seconds)
+        Measured([r.seconds for r in timed], [r.tokens for r in timed], 0.0, parts, losses, gib()).write(work)
     leave()
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -18,6 +21,7 @@ from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.stream import IGNORE
 
 WARM_STEPS = 2  # compiles, fills caches, gathers weights for the first time
+PARTS = ("forward", "backward", "step")  # of DeepSpeed's engine; the peers' loss is a part of forward
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,15 @@ class Work:
 @dataclass(frozen=True)
 class Measured:
     """seconds, tokens: of each step behind the first ones, all ranks; padding tokens are not counted.
+    padding: share of the positions of these steps. parts: seconds of one more step in the engine's parts, and
+    in all else, `other`.
     example_losses: mean negative log-likelihood of the answer of each checked sample, before training.
     """
 
     seconds: list[float]
     tokens: list[int]
+    padding: float
+    parts: dict[str, float]
     example_losses: list[float]
     gib_a_rank: float
 
@@ -72,6 +80,39 @@ def mean_loss(logits_TV: torch.Tensor, labels_T: torch.Tensor) -> float:
     return torch.nn.functional.cross_entropy(
         logits_TV[:-1].float(), labels_T[1:].to(logits_TV.device), ignore_index=IGNORE
     ).item()
+
+
+class PartClock:
+    """Seconds in the engine's parts of one step behind the counted ones, which it so does not slow down."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.is_on = False
+
+    def watch(self, engine: Any) -> None:
+        for part in PARTS:
+            setattr(engine, part, self.timed(part, getattr(engine, part)))
+
+    def parts(self, seconds: float) -> dict[str, float]:
+        """Of a step that took so many seconds."""
+        return {**self.seconds, "other": seconds - sum(self.seconds.values())}
+
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begin = now() if self.is_on else 0.0
+            result = call(*args, **kwargs)
+            if self.is_on:
+                self.seconds[part] += now() - begin
+            return result
+
+        return run
+
+
+def now() -> float:
+    """Behind all that a GPU was told to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def gib() -> float:

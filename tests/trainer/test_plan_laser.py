@@ -209,9 +209,12 @@ def test_texts_by_hand(blocks: dict[str, Any], line: int, text: int) -> None:
 
 def test_attributes_of_tables_are_those_they_have() -> None:
     """Beauty of 2014 has no brands."""
-    beauty, scientific = (shipped(f"laser/measured_{name}") for name in ("beauty", "scientific"))
+    beauty, bare = (shipped(f"laser/measured_{name}") for name in ("beauty", "scientific"))
+    scientific = shipped("laser/measured_scientific", ("texts.attributes", "null"))
     assert isinstance(beauty, LaserConfig) and isinstance(scientific, LaserConfig)
+    assert isinstance(bare, LaserConfig)
     assert line_tokens(scientific) - line_tokens(beauty) == 3 + 8
+    assert line_tokens(bare) < line_tokens(beauty)
 
 
 def test_packed_rows_grow_by_prefix_and_suffix() -> None:
