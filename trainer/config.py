@@ -43,7 +43,8 @@ class ModelBlock(Block):
     )
     attention: Literal["packed", "sdpa"] = Field(
         default="packed",
-        description="Attention of packed rows: a causal call a sample, or one call under a dense block mask.",
+        description="Attention of packed rows: inside of samples only (one flash attention on GPUs, else a "
+        "call a sample), or one call under a dense block mask.",
     )
     liger: bool = Field(
         default=False,

@@ -1,4 +1,4 @@
-"""Attention over packed rows that never crosses a sample: one causal call a sample.
+"""Attention over packed rows that never crosses a sample: one call a row on GPUs, elsewhere one a sample.
 
 A dense block-diagonal mask would compute T^2 scores of a row of T tokens and throw most away;
 here the cost is the sum of the samples' squares. Importing this module registers the function
@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from recloom.trainer.block_attention import block_attention, pays
+from recloom.trainer.varlen_attention import fits, varlen_attention
 
 PACKED = "packed"
 
@@ -41,6 +42,8 @@ def packed_attention(
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes boundaries, not a mask")
+    if fits(query_BHTD, dropout):
+        return varlen_attention(query_BHTD, key_BHTD, value_BHTD, boundaries, scaling), None
     parts = []
     for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
         query, key, value = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
