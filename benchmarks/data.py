@@ -35,6 +35,7 @@ import transformers
 from csv_rows import append, command_line, cpu_name
 from data_sides import prompts
 from data_sides.preparation import titles
+from fits import exponent
 
 from recloom.data_shards.artifacts import MANIFEST, cache_dir, read_manifest
 from recloom.data_shards.packing import packing_efficiency
@@ -216,11 +217,6 @@ def growth_point(
     first, *later = [milliseconds(read_all, time.process_time) for _ in range(turns + 1)]
     batch = float(np.median(later))
     return {"batch": batch, "compile": max(first - batch, 0.01)}
-
-
-def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """e of the fit time = c * size^e."""
-    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
 def side(step: str, work: dict[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ import matplotlib
 import numpy as np
 import torch
 from csv_rows import append, command_line, machine
+from fits import exponent
 from tuning import make_corpus, measure
 
-from data import exponent
 from recloom.data_shards.artifacts import cache_dir
 from recloom.trainer.models import resolve_model
 

@@ -1,7 +1,7 @@
 """Tokens a second of full-parameter tuning: RecLoom against Hugging Face's Trainer on the same engine.
 
     python benchmarks/tuning.py                          SmolLM2-135M on two CPU ranks, ML-100K's instructions
-    python benchmarks/tuning.py --model DIR --ranks 1     another model, on the GPUs that are there
+    python benchmarks/tuning.py --model DIR              another model, on the GPUs that are there
 
 Three sides train on the same instructions (Llama4Rec's, token by token the same) with the same model,
 DeepSpeed ZeRO-3 and number of ranks: the Trainer as its documentation has it (batches padded to their longest

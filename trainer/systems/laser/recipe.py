@@ -17,16 +17,16 @@ MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", 
 
 
 def stages(config: LaserConfig) -> list[Stage]:
-    found = [prepare_stage(), backbone_stage()]
-    if config.baselines:
-        found.append(baselines_stage())
+    fits = [backbone_stage(), baselines_stage()] if config.baselines else [backbone_stage()]
     trained = [
         bitune_stage(method, number)
         for method in trained_methods(config)
         for number in stage_numbers(config, method)
     ]
     models = tuple(stage.name for stage in trained)
-    return [*found, texts_stage(), asked_texts_stage(), *trained, *asking_stages(config, models)]
+    # Texts come before what takes minutes: a template or a start token that does not fit is told at once.
+    first = [prepare_stage(), texts_stage(), asked_texts_stage()]
+    return [*first, *fits, *trained, *asking_stages(config, models)]
 
 
 def backbone_stage() -> Stage:
