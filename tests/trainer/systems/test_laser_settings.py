@@ -170,10 +170,10 @@ def test_stages_in_order() -> None:
     names = list(stages(methods=["laser", "no_stage_2", "no_mformer"], baselines=["mf"]))
     assert names == [
         "prepare",
-        "backbone",
-        "baselines",
         "texts",
         "texts_test",
+        "backbone",
+        "baselines",
         "bitune_1_laser",
         "bitune_2_laser",
         "bitune_1_no_mformer",
