@@ -17,45 +17,48 @@ import datetime
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 from csv_rows import append, command_line, machine
 from fits import exponent
-from tuning import make_corpus, measure
-
-from recloom.data_shards.artifacts import cache_dir
-from recloom.trainer.models import resolve_model
+from tuning import measure, work_of
+from tuning import parser as tuning_parser
 
 HERE = Path(__file__).resolve().parent
 ROWS, DATA_ROWS = HERE / "growth.csv", HERE / "data.csv"
 FIGURE = HERE.parent / "docs" / "growth.png"
-Points = list[tuple[float, float]]
+RANKS = (1, 2, 4)
+WORK = ("--steps", "3", "--turns", "2", "--rows", "4", "--pack-length", "512")  # of tuning.py
 
 
-def measure_ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
+@dataclass
+class Curve:
+    """Seconds against sizes of one axis. Sizes below `least` are drawn and not fitted."""
+
+    name: str
+    axis: str
+    least: float = 0
+    points: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def exponent(self) -> float:
+        kept = [point for point in self.points.items() if point[0] >= self.least]
+        return exponent(*zip(*kept, strict=True))
+
+
+def measure_ranks() -> list[dict[str, Any]]:
     """Median seconds of a step for each number of ranks."""
+    options = tuning_parser().parse_args(WORK)
+    turns: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in RANKS}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        work = {
-            "model": resolve_model(options.model, cache_dir()),
-            "corpus": str(options.corpus or make_corpus(folder / "run", options.model)),
-            "steps": options.steps,
-            "rows": options.rows,
-            "pack_length": options.pack_length,
-            "samples": 0,
-            "checked": 1,
-            "dtype": "bfloat16",
-            "packed": True,
-            "liger": False,
-        }
-        turns: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in options.ranks}
+        work = {**work_of(options, Path(name)), "packed": True}
         for turn in range(options.turns):
             for ranks, found in turns.items():
-                found.append(measure("ours.py", ranks, work, folder))
+                found.append(measure("ours.py", ranks, work, Path(name)))
                 seconds = statistics.median(found[-1]["seconds"])
                 print(f"turn {turn + 1}, {ranks} ranks: {seconds:.2f} s a step", file=sys.stderr, flush=True)
     return [row_of(ranks, found, options) for ranks, found in turns.items()]
@@ -88,80 +91,63 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def series() -> dict[str, tuple[str, Points]]:
-    """What each curve's x is, and its points; of rows for the same point the last."""
-    found: dict[str, tuple[str, dict[float, float]]] = {}
+def read_curves() -> list[Curve]:
+    """What the rows tell; of a point that was measured twice the last counts."""
+    curves: dict[str, Curve] = {}
     for row in read_rows(DATA_ROWS):
         if row["part"] == "growth":
+            name, axis = row["case"].split(" against ")
             pairs = [pair.removesuffix("ms").split(":") for pair in row["shape"].split()]
-            points = {float(size): float(ms) / 1e3 for size, ms in pairs}
-            found[row["case"].replace(" against ", ", s, against ")] = (row["case"].split()[-1], points)
+            curve = Curve(name, axis, points={float(size): float(ms) / 1e3 for size, ms in pairs})
+            curves[row["case"]] = curve
         elif row["part"] == "preparation":
-            _, points = found.setdefault("preparation, CPU s", ("interactions", {}))
-            points[float(row["case"].split()[0].replace(",", ""))] = float(row["CPU seconds"])
+            # below a million rows the files and the start of a process count more than the rows
+            curve = curves.setdefault("preparation", Curve("preparation, CPU", "interactions", least=1e6))
+            curve.points[float(row["case"].split()[0].replace(",", ""))] = float(row["CPU seconds"])
     for row in read_rows(ROWS):
-        _, points = found.setdefault("tuning step, s", ("ranks", {}))
-        points[float(row["size"])] = float(row["seconds a step"])
-    return {name: (axis, sorted(points.items())) for name, (axis, points) in found.items()}
+        curve = curves.setdefault("ranks", Curve("tuning step", "ranks"))
+        curve.points[float(row["size"])] = float(row["seconds a step"])
+    return list(curves.values())
 
 
-def fitted(name: str, points: Points) -> float:
-    """The exponent; below a million interactions files and the start of a process count more than rows."""
-    kept = [point for point in points if not name.startswith("preparation") or point[0] >= 1e6]
-    return exponent(*zip(*kept, strict=True))
-
-
-def draw(curves: dict[str, tuple[str, Points]], path: Path) -> None:
+def draw(curves: list[Curve], path: Path) -> None:
     """One panel an axis, both scales logarithmic."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    axes_of = list(dict.fromkeys(axis for axis, _ in curves.values()))
+    axes = list(dict.fromkeys(curve.axis for curve in curves))
     figure, panels = plt.subplots(
-        1, len(axes_of), figsize=(3.2 * len(axes_of), 3), layout="constrained", squeeze=False
+        1, len(axes), figsize=(3.2 * len(axes), 3), layout="constrained", squeeze=False
     )
-    for panel, axis in zip(panels[0], axes_of, strict=True):
-        for name, (of, points) in curves.items():
-            if of == axis:
-                x, y = np.array(points).T
-                short = name.split(",")[0]
-                panel.plot(x, y, "o-", label=f"{short}: exponent {fitted(name, points):.2f}")
-        values = [y for of, points in curves.values() if of == axis for _, y in points]
-        room = (min(values) / 4, max(values) * 4)  # enough for whole powers of ten
+    for panel, axis in zip(panels[0], axes, strict=True):
+        drawn = [curve for curve in curves if curve.axis == axis]
+        for curve in drawn:
+            panel.plot(
+                list(curve.points),
+                list(curve.points.values()),
+                "o-",
+                label=f"{curve.name}: exponent {curve.exponent:.2f}",
+            )
+        seconds = [one for curve in drawn for one in curve.points.values()]
+        room = (min(seconds) / 4, max(seconds) * 4)  # enough for whole powers of ten
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds", ylim=room)
-        panel.set_xticks(x, [f"{one:g}" for one in x])
+        panel.set_xticks(list(drawn[0].points), [f"{size:g}" for size in drawn[0].points])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     figure.savefig(path, dpi=130)
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    made.add_argument("--plot", action="store_true", help="only draw the rows that are there")
-    made.add_argument("--model", default="smollm2-135m-instruct", help="a name, or a Hugging Face folder")
-    made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    made.add_argument("--steps", type=int, default=3, help="counted steps a turn")
-    made.add_argument("--turns", type=int, default=2, help="turns of each number of ranks")
-    made.add_argument("--rows", type=int, default=4, help="packed rows a step, all ranks")
-    made.add_argument("--pack-length", type=int, default=512, help="tokens of a packed row")
-    made.add_argument("--corpus", type=Path, help="a folder of shards; made from ML-100K when left out")
-    made.add_argument("--no-rows", action="store_true", help="print and draw, add no rows")
-    return made
-
-
 def main() -> None:
-    options = parser().parse_args()
-    if not options.plot:
-        rows = measure_ranks(options)
-        if not options.no_rows:
-            append(ROWS, rows)
-    curves = series()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--plot", action="store_true", help="only draw the rows that are there")
+    if not parser.parse_args().plot:
+        append(ROWS, measure_ranks())
+    curves = read_curves()
     draw(curves, FIGURE)
-    for name, (_, points) in curves.items():
-        print(
-            f"{name}: exponent {fitted(name, points):.2f} ({', '.join(f'{x:g}: {y:g}' for x, y in points)})"
-        )
+    for curve in curves:
+        points = ", ".join(f"{size:g}: {seconds:g} s" for size, seconds in curve.points.items())
+        print(f"{curve.name} against {curve.axis}: exponent {curve.exponent:.2f} ({points})")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,21 @@ def make_corpus(folder: Path, model: str) -> Path:
     return corpus
 
 
+def work_of(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What sides are asked to do, but whether they pack."""
+    return {
+        "model": resolve_model(options.model, cache_dir()),
+        "corpus": str(options.corpus or make_corpus(folder / "run", options.model)),
+        "steps": options.steps,
+        "rows": options.rows,
+        "pack_length": options.pack_length,
+        "samples": options.samples,
+        "checked": 4,
+        "dtype": options.dtype,
+        "liger": options.liger,
+    }
+
+
 def measure(script: str, ranks: int, work: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One turn of one side, in ranks of its own."""
     out = folder / "measured.json"
@@ -155,19 +170,7 @@ def main() -> None:
     ranks = torch.cuda.device_count() or options.ranks
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = resolve_model(options.model, cache_dir())
-        corpus = options.corpus or make_corpus(folder / "run", options.model)
-        work = {
-            "model": model,
-            "corpus": str(corpus),
-            "steps": options.steps,
-            "rows": options.rows,
-            "pack_length": options.pack_length,
-            "samples": options.samples,
-            "checked": 4,
-            "dtype": options.dtype,
-            "liger": options.liger,
-        }
+        work = work_of(options, folder)
         turns: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *PEERS)}
         for turn in range(options.turns):
             for side, found in turns.items():

@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from recloom.data_shards.artifacts import cache_dir
@@ -18,6 +19,12 @@ settings.register_profile("recloom", deadline=None)  # no test asserts an absolu
 settings.load_profile("recloom")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make test-all` selects what needs a GPU on every machine."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU, which this machine lacks")
 
 
 @pytest.fixture(scope="session")

@@ -61,11 +61,11 @@ def test_growth_is_fitted_over_the_last_rows(monkeypatch: pytest.MonkeyPatch, tm
     growth.append(tmp_path / "growth.csv", ranks)
     monkeypatch.setattr(growth, "DATA_ROWS", tmp_path / "data.csv")
     monkeypatch.setattr(growth, "ROWS", tmp_path / "growth.csv")
-    curves = growth.series()
-    found = {name: growth.fitted(name, points) for name, (_, points) in curves.items()}
+    curves = growth.read_curves()
+    found = {(curve.name, curve.axis): curve.exponent for curve in curves}
     assert found == pytest.approx(
-        {"preparation, CPU s": 1.0, "batch, s, against items": 0.5, "tuning step, s": -1.0}
+        {("preparation, CPU", "interactions"): 1.0, ("batch", "items"): 0.5, ("tuning step", "ranks"): -1.0}
     )
-    assert curves["batch, s, against items"] == ("items", [(10.0, 0.001), (1000.0, 0.01)])
+    assert curves[1].points == {10.0: 0.001, 1000.0: 0.01}
     growth.draw(curves, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 10_000

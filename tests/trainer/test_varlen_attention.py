@@ -99,7 +99,6 @@ def test_where_it_is_taken(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = random_heads("cuda", torch.bfloat16)
     assert fits(heads[0], 0.0)
