@@ -2,10 +2,10 @@
 
 Shapes: N samples, S samples of a row, T tokens of a row.
 
-The order of an epoch is a permutation drawn from (seed, epoch). It is cut into windows, each window is
-packed by itself and its rows are shuffled, and the rows of all windows in turn form the global sequence. A
-step takes the next `rows_per_step` rows; rank r of W takes rows r, r + W, ... of the step. So the global
-order does not depend on the number of ranks, and a position in it is a few integers.
+The order of an epoch is a permutation drawn from (seed, epoch), or a part of one. It is cut into windows, each
+window is packed by itself and its rows are shuffled, and the rows of all windows in turn form the global
+sequence. A step takes the next `rows_per_step` rows; rank r of W takes rows r, r + W, ... of the step. So the
+global order does not depend on the number of ranks, and a position in it is a few integers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class PackedStream:
     Iterating gives the rest of the current epoch and ends with the stream at the start of the next one.
     `rows_per_step` counts the rows of all ranks and must be a multiple of `world_size` (else UserError). The
     last step of an epoch is filled up with empty rows. make_row: what samples become (`build_row` when left
-    out); no samples give a row without loss.
+    out); no samples give a row without loss. epoch_samples: the permutation is cut into even
+    parts of at most so many samples, each is an epoch, and a new one is drawn when all are through.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class PackedStream:
         rank: int,
         world_size: int,
         make_row: RowMaker | None = None,
+        epoch_samples: int | None = None,
     ) -> None:
         for name, value in (("capacity", capacity), ("rows_per_step", rows_per_step), ("window", window)):
             if value < 1:
@@ -110,7 +112,7 @@ class PackedStream:
         self._num_losses_N = self._lengths_N - np.maximum(source.num_prompt_N, 1)
         self.capacity, self.rows_per_step, self.window = capacity, rows_per_step, window
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.num_windows = -(-len(self._lengths_N) // window)
+        self.num_parts = -(-len(self._lengths_N) // (epoch_samples or len(self._lengths_N)))
         self._order = lru_cache(maxsize=1)(self._draw_order)
         self._window_rows = lru_cache(maxsize=2)(self._pack_rows)
         self.load_state({"epoch": 0, "step": 0, "window": 0, "row": 0})
@@ -133,7 +135,7 @@ class PackedStream:
 
     def num_steps(self, epoch: int) -> int:
         """Steps of an epoch; packs all its windows (lengths only)."""
-        num_rows = sum(len(self._window_rows(epoch, window)) for window in range(self.num_windows))
+        num_rows = sum(len(self._window_rows(epoch, window)) for window in range(self._num_windows(epoch)))
         return -(-num_rows // self.rows_per_step)
 
     def lengths_of(self, sample_ids: list[int]) -> np.ndarray:
@@ -149,7 +151,8 @@ class PackedStream:
     def _take_rows(self) -> list[list[int]]:
         """The sample indices of the next step's rows; moves the position behind them."""
         taken: list[list[int]] = []
-        while len(taken) < self.rows_per_step and self._window < self.num_windows:
+        num_windows = self._num_windows(self._epoch)
+        while len(taken) < self.rows_per_step and self._window < num_windows:
             rows = self._window_rows(self._epoch, self._window)
             part = rows[self._row : self._row + self.rows_per_step - len(taken)]
             taken += part
@@ -157,12 +160,18 @@ class PackedStream:
             if self._row == len(rows):
                 self._window, self._row = self._window + 1, 0
         self._step += 1
-        if self._window == self.num_windows:
+        if self._window == num_windows:
             self._epoch, self._step, self._window = self._epoch + 1, 0, 0
         return taken
 
+    def _num_windows(self, epoch: int) -> int:
+        return -(-len(self._order(epoch)) // self.window)
+
     def _draw_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self._lengths_N))
+        """The samples of an epoch: a permutation, or its part whose turn it is."""
+        number, part = divmod(epoch, self.num_parts)
+        order_N = np.random.default_rng([self.seed, number]).permutation(len(self._lengths_N))
+        return np.array_split(order_N, self.num_parts)[part]
 
     def _pack_rows(self, epoch: int, window: int) -> list[list[int]]:
         """The rows of a window as sample indices, in the order of the stream."""

@@ -161,10 +161,20 @@ def make_stream(
     source: TokenSource,
     layout: RankLayout,
     make_row: RowMaker | None = None,
+    epoch_samples: int | None = None,
 ) -> PackedStream:
     """The rows of this rank; the ranks of a tensor-parallel group get the same."""
-    rows, rank, ranks = training.rows_per_step, layout.data_rank, layout.data_size
-    return PackedStream(source, training.pack_length, rows, training.window, seed, rank, ranks, make_row)
+    return PackedStream(
+        source,
+        training.pack_length,
+        training.rows_per_step,
+        training.window,
+        seed,
+        layout.data_rank,
+        layout.data_size,
+        make_row,
+        epoch_samples,
+    )
 
 
 def callbacks(

@@ -153,6 +153,25 @@ def test_epochs_and_seeds_give_other_orders() -> None:
     assert make_stream(source).num_steps(1) == len(second)
 
 
+@SETTINGS
+@given(lengths=LENGTHS, part=st.integers(1, 80), world_size=st.sampled_from([1, 2, 4]))
+def test_short_epochs_share_out_a_pass(lengths: list[int], part: int, world_size: int) -> None:
+    """Together they hold every sample once; the next pass has another order; a resumed one goes on."""
+    source, count = make_source(lengths), -(-len(lengths) // part)
+    steps = global_rows(source, world_size, num_epochs=2 * count, epoch_samples=part)
+    stream = make_stream(source, epoch_samples=part)
+    first = sum(stream.num_steps(epoch) for epoch in range(count))
+    for whole in (steps[:first], steps[first:]):
+        assert Counter(k for step in whole for row in step for k in row) == Counter(range(len(lengths)))
+    sizes = [len([k for batch in stream for k in batch.sample_ids]) for _ in range(2 * count)]
+    assert max(sizes) <= part and max(sizes) - min(sizes) <= 1
+    stream.load_state({"epoch": count, "step": 0, "window": 0, "row": 0})
+    rest = []
+    while stream.epoch < 2 * count:
+        rest += [[row.sample_indices for row in batch.rows] for batch in stream]
+    assert rest == steps[first:]
+
+
 def test_steps_and_epochs_are_numbered() -> None:
     stream = make_stream(make_source([30] * 37))
     for epoch in range(2):

@@ -201,7 +201,7 @@ def test_the_best_epoch_is_the_model_and_stage_2_keeps_its_items(finished: tuple
     run, _ = finished
     for name in TRAINED:
         first, second = validations(run, f"{name}_1"), validations(run, f"{name}_2")
-        assert list(first) == ([0] if name == "no_stage_1" else [1, 2]) and list(second) == [0, 1]
+        assert list(first) == ([0] if name == "no_stage_1" else [0, 1, 2]) and list(second) == [0, 1]
         for number, values in ((1, first), (2, second)):
             told = manifest(run / f"tune/{name}_{number}/model")
             best = max(values.values())
@@ -393,14 +393,19 @@ def assert_checkpoint_is_small(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_between_validation_and_its_checkpoint(
+def test_killed_behind_a_validation(
     finished: tuple[Path, str], make: Make, repo_root: Path, tmp_path: Path
 ) -> None:
-    """When the first validation has been told: it is told once in the end, and its epoch is kept once."""
+    """The next start goes on at the same step and judges again: told once, kept once."""
     run, config = copied(finished[0], tmp_path, ("bitune_1_laser",)), make(tmp_path)
     folder = run / "tune/laser_1"
     shutil.rmtree(folder)
-    killed_rank(repo_root, config, tmp_path / "first.txt", (folder / "best/manifest.json").is_file)
+
+    def judged() -> bool:
+        metrics = folder / "metrics.jsonl"
+        return metrics.is_file() and metrics.read_text().count("validation_N@10") == 2
+
+    killed_rank(repo_root, config, tmp_path / "first.txt", judged)
     launched(repo_root, config, tmp_path / "second.txt")
     assert_as_undisturbed(run, finished[0], "laser_1")
 

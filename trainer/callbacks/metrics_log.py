@@ -44,6 +44,13 @@ class MetricsLog(Callback):
                 if name not in ("step", "epoch"):
                     self.writer.add_scalar(name, value, row["step"])
 
+    def tells(self, step: int, name: str) -> bool:
+        """Whether a row of this step has a value of this name, maybe one of an earlier start."""
+        if self.file is None:
+            return False
+        rows = map(json.loads, self.path.read_text().splitlines())
+        return any(row["step"] == step and name in row for row in rows)
+
     def close(self) -> None:
         if self.file is not None:
             self.file.close()

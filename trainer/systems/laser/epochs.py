@@ -1,4 +1,4 @@
-"""What stands around an epoch (section 3.3.2): item embeddings before, validation behind, the best kept.
+"""What stands around an epoch (section 3.3.2): item embeddings, validation, the best kept.
 
 Shapes: N users, I items, H width of the LLM.
 """
@@ -34,9 +34,13 @@ ITEMS = "items"
 class Epochs(Callback):
     """Keeps the weights and item embeddings of the epoch with the best NDCG@10 on validation.
 
+    Weights are judged when a checkpoint holds them: those that come in before the first epoch, those that an
+    epoch left before the next one, or at the end. So a kill while items are embedded costs no epoch. They are
+    judged by their own item embeddings, unless these are fixed: against those of its start an epoch looks
+    worse than it is, since users move and the items of the start do not (docs/lab-log.md, 2026-11-22).
+
     Args:
-        fixed_IH: stage 2's item embeddings; None recomputes them before each epoch (stage 1). With fixed
-            ones the weights that came in compete too.
+        fixed_IH: stage 2's item embeddings; None recomputes them before each epoch (stage 1).
     """
 
     def __init__(
@@ -63,10 +67,13 @@ class Epochs(Callback):
         the cache's first part.
         """
         self.load = []
+        self.set_items(loop)
+        if loop.stream.state()["step"] == 0:
+            self.judge(loop)
+
+    def set_items(self, loop: Loop) -> None:
         items_IH = self.fixed_IH if self.fixed_IH is not None else self.embed_items(loop)
         self.objective.items_IH = items_IH.to(loop.engine.device)
-        if self.fixed_IH is not None and loop.step == 0:
-            self.judge(loop)
 
     def embed_items(self, loop: Loop) -> Tensor:
         folder = self.out / "items" / f"epoch_{loop.closed}"
@@ -87,23 +94,18 @@ class Epochs(Callback):
         self.load = [a + b for a, b in zip(self.load, users, strict=True)] if self.load else users
 
     def on_epoch_end(self, loop: Loop) -> None:
-        self.judge(loop)
         self.warn_of_collapse(loop)
 
     def on_end(self, loop: Loop) -> None:
-        """Without an epoch the model is what it started as."""
-        if loop.total_steps == 0:
-            self.on_epoch(loop)
-            if best_so_far(self.out) is None:
-                self.judge(loop)
-        if loop.rank == 0:
-            shutil.rmtree(self.out / "items", ignore_errors=True)
-        dist.barrier()
+        """What the last epoch left; without an epoch, what the model started as."""
+        self.set_items(loop)
+        self.judge(loop)
 
     def judge(self, loop: Loop) -> None:
         """Validate, and keep what is better than all before."""
         value = self.validate(loop)
-        self.log.write({"step": loop.step, "epoch": loop.closed, METRIC: value})
+        if not self.log.tells(loop.step, METRIC):
+            self.log.write({"step": loop.step, "epoch": loop.closed, METRIC: value})
         if loop.rank == 0:
             print(f"{self.label}: epoch {loop.closed} | validation N@10 {value:.4f}", flush=True)
         best = best_so_far(self.out)
@@ -165,7 +167,7 @@ def best_so_far(out: Path) -> float | None:
 def keep_best(out: Path, weights: dict[str, Tensor], items_IH: Tensor, value: float, epoch: int) -> None:
     """Written into a folder beside, which then takes the place of the one before.
 
-    A kill between the two leaves neither: no checkpoint ends the epoch yet, so it is judged again and kept.
+    A kill between the two leaves neither: the next start judges the epoch again and keeps it.
     """
     folder, temporary = out / "best", out / "best.tmp"
     shutil.rmtree(temporary, ignore_errors=True)

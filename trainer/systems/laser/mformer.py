@@ -114,14 +114,16 @@ class MFormer(nn.Module):
         super().__init__()
         self.settings = settings
         self.router = Router(recommender_width, settings.experts)
-        self.experts_KLW = nn.Parameter(torch.empty(settings.experts, settings.tokens, settings.hidden))
         self.blocks = nn.ModuleList(
             Block(settings, recommender_width if place % 2 == 0 else None) for place in range(settings.blocks)
         )
         self.norm = nn.LayerNorm(settings.hidden)
         self.projection = nn.Linear(settings.hidden, llm_width)
         # As large as a normalised hidden state: small tokens would drown in what the blocks add to all alike.
-        nn.init.normal_(self.experts_KLW)
+        # All experts start as one, so that a user and the next item, whoever reads them, start alike too:
+        # different ones cost half of what untrained vectors know (docs/lab-log.md, 2026-11-22).
+        first_LW = torch.randn(settings.tokens, settings.hidden)
+        self.experts_KLW = nn.Parameter(first_LW.repeat(settings.experts, 1, 1))
 
     def forward(self, C_BND: Tensor, mask_BN: Tensor) -> MFormerOutput:
         """The prefix of each user, and what the router made of the batch.

@@ -12,7 +12,7 @@ from recloom.trainer.systems.laser import backbones, evaluate, export, rank, tex
 from recloom.trainer.systems.laser.methods import Method, asked_methods, stage_numbers, trained_methods
 from recloom.trainer.systems.laser.settings import LaserConfig, StageBlock
 
-LEARNED = ("learn.targets", "learn.share", "learn.users", "learn.seed")
+LEARNED = ("learn.targets", "learn.share", "learn.users", "learn.samples", "learn.seed")
 MODEL = ("model.path", "model.dtype", "model.attention", "parallel.zero_stage", "seed")
 
 

@@ -101,6 +101,11 @@ class StageBlock(TrainingBlock):
     pack_length: int = Field(default=16, ge=16, description="Tokens in a packed row; 16: one user a row.")
     rows_per_step: int = Field(default=4, ge=1, description="Rows an optimizer step, over all ranks.")
     log_every: int = Field(default=10, ge=1, description="Steps between console lines.")
+    epoch_samples: PositiveInt | None = Field(
+        default=None,
+        description="An epoch takes at most so many training samples, the next one others, so that item "
+        "embeddings are recomputed and weights judged more often than once a pass; empty: all.",
+    )
 
 
 class SecondStageBlock(StageBlock):

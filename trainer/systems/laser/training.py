@@ -75,7 +75,9 @@ def run_bitune(run: Run[LaserConfig], method: Method, stage: int) -> None:
     engine = Engine(build(run, method, stage, ds_config, states, renderer), ds_config)
     readers = {name: RowReader(source, states, engine.device) for name, source in sources.items()}
     objective = LaserLoss(readers["train"], config.bitune, experts_of(engine), engine.layout)
-    stream = make_stream(settings, config.seed, sources["train"], engine.layout)
+    stream = make_stream(
+        settings, config.seed, sources["train"], engine.layout, epoch_samples=settings.epoch_samples
+    )
     fixed_IH = read_vectors(model_folder(run, method, 1) / ITEMS) if stage == 2 else None
     loop = Loop(
         engine,
@@ -183,8 +185,9 @@ def callbacks(
 
 
 def take_best(out: Path, folder: Path) -> None:
-    """The best epoch becomes the stage's model, item embeddings beside it; `asked` has served."""
+    """The best epoch becomes the stage's model, item embeddings beside it; what was embedded has served."""
     if dist.get_rank() == 0:
         shutil.copytree(out / "best", folder)
         (folder / MANIFEST).unlink()
-        shutil.rmtree(out / "asked", ignore_errors=True)
+        for served in ("asked", "items"):
+            shutil.rmtree(out / served, ignore_errors=True)
