@@ -261,3 +261,8 @@ def test_the_quickstart_on_a_laptop() -> None:
     assert plan.ok and plan.title == "laser_quickstart on 2 CPU ranks that share 8.0 GiB"
     assert status(make_plan(shipped("laser_quickstart"), 0, 2), "training memory of stage_1") == "FAIL"
     assert make_cluster(shipped("laser_quickstart"), 0, 8, 8).ranks == 2
+
+
+def test_short_epochs_are_planned_as_short() -> None:
+    told = line(make_plan(table(("stage_1.epoch_samples", "400")), 4, 80), "corpus laser_1")
+    assert told.startswith("400 prompts of about") and "1,500 steps in 15 epoch(s)" in told

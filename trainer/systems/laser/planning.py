@@ -79,10 +79,11 @@ def as_read(config: LaserConfig, settings: StageBlock, data: DataSize) -> StageB
 
 
 def make_texts(config: LaserConfig, name: str, settings: StageBlock, data: DataSize) -> Corpus:
-    """One text a user, or one a training item but the first, or a sample of these; no answer follows."""
+    """Of an epoch: one text a user, or one a training item but the first, or a sample of these; no answer
+    follows."""
     users = learned_users(config, data)
     each = 1.0 if config.learn.targets == "last" else data.length - HELD_OUT
-    texts = min(int(users * each), config.learn.samples or sys.maxsize)
+    texts = min(int(users * each), config.learn.samples or sys.maxsize, settings.epoch_samples or sys.maxsize)
     mean = text_tokens(config, data) + added(config)
     longest = longest_text(config) / mean
     return make_corpus(name, max(1, texts), [mean], 0, settings, longest)
