@@ -148,12 +148,12 @@ def test_the_quickstart_of_a_llmrec_is_small() -> None:
 
 
 def test_the_quickstart_of_laser_is_small() -> None:
-    """The recipe with fewer users and epochs, an LLM of 135M parameters and a small M-Former."""
+    """The recipe with fewer samples and epochs, an LLM of 135M parameters and a small M-Former."""
     config = read_config(FOLDER / "laser_quickstart.yaml")
     assert config.model.path == "smollm2-135m-instruct" and config.data.path is None
     assert config.parallel.cpu_ranks == 2 and config.parallel.zero_stage == 1
     assert config.positive_rating is None and "laser" in config.methods
-    assert config.stage_1.epochs < 15 and config.stage_2.epochs < 5 and config.learn.users <= 1000
+    assert config.stage_1.epochs < 15 and config.stage_2.epochs < 5 and config.learn.samples <= 10_000
     assert config.bitune.mformer.blocks < 12 and not config.rank.mask_seen
 
 

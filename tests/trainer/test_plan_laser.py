@@ -17,7 +17,7 @@ from recloom.trainer.planning.cluster import make_cluster
 from recloom.trainer.planning.memory import Setup, SmallParts, training_memory
 from recloom.trainer.planning.model_size import KNOWN
 from recloom.trainer.planning.outline import outline_of
-from recloom.trainer.planning.users import DataSize
+from recloom.trainer.planning.users import DataSize, data_size
 from recloom.trainer.systems.laser.bituning import BiTuning
 from recloom.trainer.systems.laser.methods import METHODS, Method
 from recloom.trainer.systems.laser.network import make_network
@@ -219,10 +219,12 @@ def test_attributes_of_tables_are_those_they_have() -> None:
 
 def test_packed_rows_grow_by_prefix_and_suffix() -> None:
     """A row of 512 tokens of text holds as many users as it would without them."""
-    config = shipped("laser_quickstart")
+    config = shipped("laser_quickstart", ("stage_1.pack_length", "512"))
+    assert isinstance(config, LaserConfig)
     (first, _) = outline_of(config, KNOWN["smollm2-135m-instruct"]).trainings
-    assert first.settings.pack_length == -(-512 * (110 + 9) // 110)
-    assert first.corpora[0].prompts_per_step == pytest.approx(2 * 4.3, abs=0.5)
+    tokens = text_tokens(config, data_size(config))
+    assert first.settings.pack_length == -(-512 * (tokens + 9) // tokens)
+    assert first.corpora[0].prompts_per_step == pytest.approx(2 * 512 / tokens, rel=0.15)
     assert first.corpora[0].answer_share == 0
 
 
