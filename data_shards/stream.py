@@ -2,8 +2,8 @@
 
 Shapes: N samples, S samples of a row, T tokens of a row.
 
-The order of an epoch is a permutation drawn from (seed, epoch), or a part of one. It is cut into windows, each
-window is packed by itself and its rows are shuffled, and the rows of all windows in turn form the global
+The order of an epoch is a permutation drawn from (seed, epoch), or a part of one. It is cut into windows,
+each window is packed by itself and its rows are shuffled, and the rows of all windows in turn form the global
 sequence. A step takes the next `rows_per_step` rows; rank r of W takes rows r, r + W, ... of the step. So the
 global order does not depend on the number of ranks, and a position in it is a few integers.
 """
