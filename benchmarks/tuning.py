@@ -3,9 +3,10 @@
     python benchmarks/tuning.py                          SmolLM2-135M on two CPU ranks, ML-100K's instructions
     python benchmarks/tuning.py --model DIR              another model, on the GPUs that are there
 
-Three sides train on the same instructions (Llama4Rec's, token by token the same) with the same model,
-DeepSpeed ZeRO-3 and number of ranks: the Trainer as its documentation has it (batches padded to their longest
-sample), the same with samples laid end to end, and RecLoom. They take turns, each in processes of its own.
+All sides train on the same instructions (Llama4Rec's, token by token the same) with the same model, DeepSpeed
+ZeRO-3 and number of ranks: the Trainer as its documentation has it (batches padded to their longest sample),
+the same with samples laid end to end, RecLoom, and RecLoom with `model.compile: true`. They take turns, each
+in processes of its own.
 The first steps of each are not counted; one behind the counted ones tells where the time goes. Steps have
 about as many tokens on all sides: 8 samples, or 2 rows of 1,024. Tokens are real ones: padding counts
 nothing. Before training, each side's loss of the same samples must agree. The ratios come last, and a row a
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from recloom.trainer.models import resolve_model
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "tuning.csv"
 CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
-OURS = "RecLoom"
+OURS = {"RecLoom": False, "RecLoom, compiled": True}
 PEERS = {"Trainer": False, "Trainer, packed": True}
 TOLERANCE = {"bfloat16": 0.05, "float32": 1e-4}  # of a sample's mean loss
 
@@ -76,7 +78,7 @@ def make_corpus(folder: Path, model: str) -> Path:
 
 
 def work_of(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What sides are asked to do, but whether they pack."""
+    """What sides are asked to do, but whether they pack or compile."""
     return {
         "model": resolve_model(options.model, cache_dir()),
         "corpus": str(options.corpus or make_corpus(folder / "run", options.model)),
@@ -113,8 +115,8 @@ def merged(turns: list[dict[str, Any]]) -> Side:
 
 def check_losses(sides: dict[str, Side], tolerance: float) -> float:
     """The largest difference of a sample's loss between ours and a peer's; above tolerance all ends."""
-    ours = sides[OURS].example_losses
-    worst = max(abs(a - b) for name in PEERS for a, b in zip(ours, sides[name].example_losses, strict=True))
+    pairs = [(sides[ours].example_losses, sides[peer].example_losses) for ours, peer in product(OURS, PEERS)]
+    worst = max(abs(a - b) for ours, peer in pairs for a, b in zip(ours, peer, strict=True))
     if worst > tolerance:
         sys.exit(f"The sides do not compute the same: losses of a sample differ by {worst:.4f}.")
     return worst
@@ -123,29 +125,31 @@ def check_losses(sides: dict[str, Side], tolerance: float) -> float:
 def rows_of(
     sides: dict[str, Side], options: argparse.Namespace, ranks: int, worst: float
 ) -> list[dict[str, Any]]:
-    ours = sides[OURS]
     return [
         {
             "date": datetime.date.today().isoformat(),
             "model": options.model,
-            "peer": name,
+            "ours": ours,
+            "peer": peer,
             "dtype": options.dtype,
             "ranks": ranks,
-            "ours_tokens_s": round(ours.median, 1),
-            "peer_tokens_s": round(sides[name].median, 1),
-            "ratio": round(ours.median / sides[name].median, 2),
-            "steps": len(ours.rates),
-            "ours_gib_a_rank": round(ours.gib_a_rank, 2),
-            "peer_gib_a_rank": round(sides[name].gib_a_rank, 2),
-            "peer_padding": round(sides[name].padding, 3),
-            "ours_time": ours.where,
-            "peer_time": sides[name].where,
+            "ours_tokens_s": round(sides[ours].median, 1),
+            "peer_tokens_s": round(sides[peer].median, 1),
+            "ratio": round(sides[ours].median / sides[peer].median, 2),
+            "steps": len(sides[ours].rates),
+            "step_samples": options.samples,
+            "pack_length": options.pack_length,
+            "ours_gib_a_rank": round(sides[ours].gib_a_rank, 2),
+            "peer_gib_a_rank": round(sides[peer].gib_a_rank, 2),
+            "peer_padding": round(sides[peer].padding, 3),
+            "ours_time": sides[ours].where,
+            "peer_time": sides[peer].where,
             "loss_difference": f"{worst:.1e}",
             "machine": machine(),
             "torch": torch.__version__,
             "command": command_line(),
         }
-        for name in PEERS
+        for ours, peer in product(OURS, PEERS)
     ]
 
 
@@ -171,11 +175,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = work_of(options, folder)
-        turns: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *PEERS)}
+        turns: dict[str, list[dict[str, Any]]] = {side: [] for side in (*OURS, *PEERS)}
         for turn in range(options.turns):
             for side, found in turns.items():
-                script = "ours.py" if side == OURS else "hf_trainer.py"
-                found.append(measure(script, ranks, {**work, "packed": PEERS.get(side, True)}, folder))
+                script = "ours.py" if side in OURS else "hf_trainer.py"
+                how = {"packed": PEERS.get(side, True), "compile": OURS.get(side, False)}
+                found.append(measure(script, ranks, {**work, **how}, folder))
                 rate = merged(found[-1:]).median
                 print(f"turn {turn + 1}, {side}: {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
     sides = {side: merged(found) for side, found in turns.items()}
@@ -188,8 +193,8 @@ def main() -> None:
     print(f"losses of {work['checked']} samples agree within {worst:.1e}")
     for row in rows:
         print(
-            f"{OURS} {row['ours_tokens_s']:,.0f}, {row['peer']} {row['peer_tokens_s']:,.0f} real tokens/s: "
-            f"ratio {row['ratio']}"
+            f"{row['ours']} {row['ours_tokens_s']:,.0f}, {row['peer']} {row['peer_tokens_s']:,.0f} "
+            f"real tokens/s: ratio {row['ratio']}"
         )
 
 

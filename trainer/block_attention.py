@@ -1,16 +1,19 @@
-"""Attention of one sample by plain matrix products, a block of queries at a time.
+"""Attention of a row's samples by plain matrix products, a block of queries at a time.
 
-On a CPU with bfloat16 this beats torch's fused attention: forward and backward of samples of up to 512 tokens
-take half of its time, of 1,024 tokens two thirds (`benchmarks/kernels.csv`). Blocks keep what a causal mask
-throws away small, and heads that share keys are multiplied together, so that keys are never repeated.
+On a CPU with bfloat16 this beats torch's fused attention (`benchmarks/kernels.csv`). Blocks keep what a
+causal mask throws away small, and heads that share keys are multiplied together, so that keys are never
+repeated. The backward pass is written out: it adds into one gradient of the row, where autograd would pad and
+add one a block.
 
-Shapes: B = 1 row, H heads of queries, K heads of keys and values (H a multiple of K), G = H / K, T tokens, S
-keys that a block sees, D head width.
+Shapes: B = 1 row, H heads of queries, K heads of keys and values (H a multiple of K), G = H / K, T tokens of
+the row, N tokens of a block, S keys that a block sees, D head width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,40 +22,119 @@ BLOCK = 128
 LONGEST = 1024  # the backward pass keeps all probabilities; beyond this the fused attention costs less
 
 
-def pays(query_BHTD: Tensor, dropout: float) -> bool:
+class Sample(NamedTuple):
+    """The tokens `start:end` of a row, which see the first `prefix` of them and all up to themselves."""
+
+    start: int
+    end: int
+    prefix: int = 0
+
+
+class Block(NamedTuple):
+    """The queries `start:end`, which see the keys `first:seen`, those from `hidden` on causally."""
+
+    start: int
+    end: int
+    first: int
+    seen: int
+    hidden: int
+
+
+def pays(query_BHTD: Tensor, samples: Sequence[Sample], dropout: float) -> bool:
     """Whether `block_attention` beats torch's fused attention here."""
     is_slow = query_BHTD.device.type == "cpu" and query_BHTD.dtype == torch.bfloat16
-    return is_slow and dropout == 0 and query_BHTD.shape[2] <= LONGEST
+    return is_slow and dropout == 0 and all(end - start <= LONGEST for start, end, _ in samples)
+
+
+def samples_of(boundaries: Sequence[int], prefixes: Sequence[int] | None = None) -> list[Sample]:
+    """The samples between ascending token offsets, causal where `prefixes` says nothing."""
+    starts, ends = boundaries[:-1], boundaries[1:]
+    return [Sample(*of) for of in zip(starts, ends, prefixes or [0] * len(starts), strict=True)]
+
+
+def blocks_of(samples: Sequence[Sample]) -> Iterator[Block]:
+    """Blocks of about equal size in each sample, in the order of the row."""
+    for start, end, prefix in samples:
+        length = end - start
+        count = -(-length // BLOCK)
+        for number in range(count):
+            first, last = (start + length * n // count for n in (number, number + 1))
+            all_see = start + prefix
+            yield Block(first, last, start, max(last, all_see), max(first, all_see))
 
 
 def block_attention(
-    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, prefix: int, scaling: float | None
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, samples: Sequence[Sample], scaling: float | None
 ) -> Tensor:
-    """Attention (B, H, T, D) in which token i sees the first `prefix` tokens and all up to itself.
-
-    0 is causal attention, T attention without a mask.
-    """
-    parts = []
-    for start in range(0, query_BHTD.shape[2], BLOCK):
-        query = query_BHTD[:, :, start : start + BLOCK]
-        seen = max(prefix, start + query.shape[2])
-        parts.append(one_block(query, key_BKTD[:, :, :seen], value_BKTD[:, :, :seen], start, prefix, scaling))
-    return torch.cat(parts, dim=2)
+    """Attention (B, T, H, D) inside the samples, which together are the row."""
+    scale = 1 / math.sqrt(query_BHTD.shape[3]) if scaling is None else scaling
+    out: Tensor = BlockAttention.apply(query_BHTD, key_BKTD, value_BKTD, list(blocks_of(samples)), scale)
+    return out
 
 
-def one_block(
-    query_BHTD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, start: int, prefix: int, scaling: float | None
-) -> Tensor:
-    """The output of the queries `start`, `start + 1`, ..."""
-    batch, heads, length, width = query_BHTD.shape
-    groups, seen = batch * key_BKSD.shape[1], key_BKSD.shape[2]
-    scale = 1 / math.sqrt(width) if scaling is None else scaling
-    query_KGTD = (query_BHTD * scale).reshape(groups, -1, width)
-    scores = torch.bmm(query_KGTD, key_BKSD.reshape(groups, seen, width).transpose(1, 2))
-    if prefix < seen:
-        hidden_TS = torch.ones(length, seen, dtype=torch.bool, device=query_BHTD.device).triu(start + 1)
-        hidden_TS[:, :prefix] = False
-        scores = scores.view(groups, -1, length, seen).masked_fill(hidden_TS, -torch.inf)
-        scores = scores.view(groups, -1, seen)
-    out = torch.bmm(torch.softmax(scores, dim=-1), value_BKSD.reshape(groups, seen, width))
-    return out.view(batch, heads, length, width)
+class BlockAttention(torch.autograd.Function):
+    """Inside, queries are (K, T, G, D): those of a block and a head of keys follow each other in memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, blocks: list[Block], scale: float
+    ) -> Tensor:
+        heads, length, width = query_BHTD.shape[1:]
+        groups = key_BKTD.shape[1]
+        query_KTGD = query_BHTD.new_empty(groups, length, heads // groups, width)
+        torch.mul(query_BHTD[0].view(groups, -1, length, width).transpose(1, 2), scale, out=query_KTGD)
+        key_KTD, value_KTD = key_BKTD[0].contiguous(), value_BKTD[0].contiguous()
+        out_BTHD = query_BHTD.new_empty(1, length, heads, width)
+        out_KTGD = out_BTHD.view(length, groups, -1, width).transpose(0, 1)
+        shares = []
+        for block in blocks:
+            seen = slice(block.first, block.seen)
+            scores_KNS = torch.bmm(rows(query_KTGD, block), key_KTD[:, seen].transpose(1, 2))
+            hide_later(scores_KNS, block)
+            shares.append(torch.softmax(scores_KNS, dim=-1))
+            put(out_KTGD, block, torch.bmm(shares[-1], value_KTD[:, seen]))
+        ctx.save_for_backward(query_KTGD, key_KTD, value_KTD, *shares)
+        ctx.blocks, ctx.scale = blocks, scale
+        return out_BTHD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BTHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query_KTGD, key_KTD, value_KTD, *shares = ctx.saved_tensors
+        groups, length, _, width = query_KTGD.shape
+        grad_KTGD = grad_BTHD.reshape(length, groups, -1, width).transpose(0, 1).contiguous()
+        to_query_BTHD = torch.empty_like(grad_BTHD, memory_format=torch.contiguous_format)
+        to_query_KTGD = to_query_BTHD.view(length, groups, -1, width).transpose(0, 1)
+        to_key_KTD, to_value_KTD = torch.zeros_like(key_KTD), torch.zeros_like(value_KTD)
+        for block, shares_KNS in zip(ctx.blocks, shares, strict=True):
+            seen = slice(block.first, block.seen)
+            grad, query = rows(grad_KTGD, block), rows(query_KTGD, block)
+            to_value_KTD[:, seen].baddbmm_(shares_KNS.transpose(1, 2), grad)
+            to_shares_KNS = torch.bmm(grad, value_KTD[:, seen].transpose(1, 2))
+            to_scores_KNS = torch.ops.aten._softmax_backward_data(
+                to_shares_KNS, shares_KNS, -1, shares_KNS.dtype
+            )
+            to_key_KTD[:, seen].baddbmm_(to_scores_KNS.transpose(1, 2), query)
+            put(to_query_KTGD, block, torch.bmm(to_scores_KNS, key_KTD[:, seen]).mul_(ctx.scale))
+        return to_query_BTHD.transpose(1, 2), to_key_KTD[None], to_value_KTD[None], None, None
+
+
+def rows(all_KTGD: Tensor, block: Block) -> Tensor:
+    """A block's rows (K, N * G, D), token by token."""
+    return all_KTGD[:, block.start : block.end].view(len(all_KTGD), -1, all_KTGD.shape[3])
+
+
+def put(into_KTGD: Tensor, block: Block, rows_KND: Tensor) -> None:
+    into = into_KTGD[:, block.start : block.end]
+    into.copy_(rows_KND.view(into.shape))
+
+
+def hide_later(scores_KNS: Tensor, block: Block) -> None:
+    """Minus infinity where a key comes behind the query, in place."""
+    if block.hidden == block.seen:
+        return
+    place_N, later_S = (torch.arange(n, block.seen) for n in (block.start, block.hidden))
+    is_later_NS = later_S > place_N[: block.end - block.start, None]
+    bias_N1S = scores_KNS.new_zeros(is_later_NS.shape).masked_fill_(is_later_NS, -torch.inf)[:, None]
+    scores = scores_KNS.view(len(scores_KNS), len(is_later_NS), -1, scores_KNS.shape[2])
+    scores[..., block.hidden - block.first :].add_(bias_N1S)

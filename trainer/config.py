@@ -51,6 +51,11 @@ class ModelBlock(Block):
         description="Train with Liger's fused norms, rotations and gated layers; needs a GPU and the package "
         "liger-kernel.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Train with norms, rotations and gated layers compiled by torch, each into one pass over "
+        "memory; needs a C++ compiler, and half a minute at the first start.",
+    )
     tuned: str | None = Field(
         default=None,
         description="A finished run whose tuned models answer here; nothing is tuned then.",

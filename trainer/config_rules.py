@@ -75,6 +75,12 @@ def groups_do_not_cross(config: RunConfig) -> str | None:
     return None
 
 
+def one_kind_of_fusion(config: RunConfig) -> str | None:
+    if not (config.model.liger and config.model.compile):
+        return None
+    return "model.compile = True: model.liger has kernels for the same layers, set one of them to false"
+
+
 def seeds_differ(config: RunConfig) -> str | None:
     if len(set(config.seeds)) == len(config.seeds):
         return None
@@ -142,6 +148,7 @@ COMMON_RULES = (
     needs_zero_3("quantized_gradients", False),
     Rule(("parallel.offload_folder",), folder_holds_something),
     Rule(("parallel.tensor", "parallel.hpz_size", "parallel.quantized_gradients"), groups_do_not_cross),
+    Rule(("model.liger", "model.compile"), one_kind_of_fusion),
     Rule(("seeds",), seeds_differ),
 )
 

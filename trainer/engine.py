@@ -67,7 +67,7 @@ def deepspeed_json(
         "gradient_accumulation_steps": rows // ranks,
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": model.dtype == "bfloat16"},
-        "zero_optimization": zero_json(parallel),
+        "zero_optimization": zero_json(parallel, torch.cuda.is_available()),
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
@@ -148,6 +148,8 @@ class Engine:
             network.register_state_dict_post_hook(without_frozen)
         if self.layout.tensor == 1:
             describe_whole_layers(network)
+        if ds_config["zero_optimization"]["stage"] == 3:
+            gather_by_layer(network)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, model_parameters=parameters, config=ds_config
         )
@@ -311,6 +313,10 @@ def load_partitioned(
     network.config.use_cache = False
     if model.liger:
         apply_liger(network)
+    if model.compile:
+        from recloom.trainer.compiled_regions import compile_regions
+
+        compile_regions(network)
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network.requires_grad_(not frozen)
@@ -376,6 +382,20 @@ def describe_whole_layers(network: Any) -> None:
 
     version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     setattr(network, UNIVERSAL_CHECKPOINT_INFO, version)
+
+
+def gather_by_layer(network: Any) -> None:
+    """Have ZeRO-3 gather a decoder layer's weights in one message instead of one a matrix.
+
+    Layers are what transformers says a device must hold whole. Networks without any are gathered as before.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    names = {
+        name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()
+    }
+    if names:
+        set_z3_leaf_modules(network, sorted(names), raise_if_not_found=False)
 
 
 def divide_vocabulary(network: Any, group: Any) -> None:

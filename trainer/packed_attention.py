@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from recloom.trainer.block_attention import block_attention, pays
+from recloom.trainer.block_attention import block_attention, pays, samples_of
 from recloom.trainer.varlen_attention import fits, varlen_attention
 
 PACKED = "packed"
@@ -44,13 +44,13 @@ def packed_attention(
         raise ValueError("packed attention takes boundaries, not a mask")
     if fits(query_BHTD, dropout):
         return varlen_attention(query_BHTD, key_BHTD, value_BHTD, boundaries, scaling), None
-    parts = []
-    for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
-        query, key, value = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
-        if pays(query, dropout):
-            parts.append(block_attention(query, key, value, 0, scaling))
-            continue
-        has_groups = query.shape[1] != key.shape[1]
+    samples = samples_of(boundaries)
+    if pays(query_BHTD, samples, dropout):
+        return block_attention(query_BHTD, key_BHTD, value_BHTD, samples, scaling), None
+    has_groups, parts = query_BHTD.shape[1] != key_BHTD.shape[1], []
+    for sample in samples:
+        own = slice(sample.start, sample.end)
+        query, key, value = (tensor[:, :, own] for tensor in (query_BHTD, key_BHTD, value_BHTD))
         parts.append(
             scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=has_groups

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from recloom.trainer.block_attention import block_attention, pays
+from recloom.trainer.block_attention import Sample, block_attention, pays
 from recloom.trainer.packed_attention import no_mask
 
 TREE = "tree"
@@ -66,8 +66,9 @@ def tree_attention(
         raise ValueError("tree attention takes a tree, no mask, and has no dropout")
     end = tree.prompt
     prompt, key, value = query_BHTD[:, :, :end], key_BKTD[:, :, :end], value_BKTD[:, :, :end]
-    if pays(prompt, dropout):
-        first = block_attention(prompt, key, value, 0, scaling)
+    samples = [Sample(0, end)]
+    if pays(prompt, samples, dropout):
+        first = block_attention(prompt, key, value, samples, scaling).transpose(1, 2)
     else:
         groups = query_BHTD.shape[1] != key_BKTD.shape[1]
         first = scaled_dot_product_attention(

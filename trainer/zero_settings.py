@@ -8,10 +8,16 @@ from typing import Any
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ParallelBlock
 
+# Elements. Without a GPU a gradient is reduced from where it was just written, in memory that the allocator
+# keeps: DeepSpeed's own gigabyte is fresh pages in every step, a tenth of its time.
+CPU_BUCKET = 2**23
 
-def zero_json(parallel: ParallelBlock) -> dict[str, Any]:
+
+def zero_json(parallel: ParallelBlock, has_gpus: bool) -> dict[str, Any]:
     """DeepSpeed's `zero_optimization`."""
     zero: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.zero_stage > 0 and not has_gpus:
+        zero["reduce_bucket_size"] = CPU_BUCKET
     if parallel.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if parallel.offload_optimizer:

@@ -38,7 +38,8 @@ def main() -> None:
         rows_per_step=work.rows,
         gradient_checkpointing=False,
     )
-    model = ModelBlock.model_validate({"path": work.model, "dtype": work.dtype, "liger": work.liger})
+    block = {"path": work.model, "dtype": work.dtype, "liger": work.liger, "compile": work.compile}
+    model = ModelBlock.model_validate(block)
     ds_config = deepspeed_json(model, training, parallel, world_size)
     engine = Engine(load_partitioned(work.model, ds_config, model, False), ds_config)
     source = ShardReader(Path(work.corpus))

@@ -20,7 +20,7 @@ import torch
 from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.stream import IGNORE
 
-WARM_STEPS = 2  # compiles, fills caches, gathers weights for the first time
+WARM_STEPS = 2  # compiles, fills caches, touches memory for the first time
 PARTS = ("forward", "backward", "step")  # of DeepSpeed's engine; the peers' loss is a part of forward
 
 
@@ -39,6 +39,7 @@ class Work:
     dtype: str
     packed: bool
     liger: bool
+    compile: bool
 
     @classmethod
     def read(cls) -> Work:

@@ -15,7 +15,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ParallelBlock
 from recloom.trainer.config_io import read_config
 from recloom.trainer.engine import check_async_io
-from recloom.trainer.zero_settings import check_machine, zero_json
+from recloom.trainer.zero_settings import CPU_BUCKET, check_machine, zero_json
 
 ALL = {
     "offload_parameters": True,
@@ -65,16 +65,18 @@ def test_tensor_is_a_number_of_ranks(tmp_path: Path, value: object) -> None:
 
 
 def test_what_deepspeed_is_told() -> None:
-    plain = zero_json(ParallelBlock())
+    plain = zero_json(ParallelBlock(), True)
     assert plain == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
-    assert zero_json(ParallelBlock(zero_stage=1)) == {"stage": 1}
-    assert zero_json(ParallelBlock(zero_stage=2, overlap_communication=True))["overlap_comm"] is True
-    told = zero_json(ParallelBlock(**ALL, offload_optimizer=True))
+    assert zero_json(ParallelBlock(), False) == {**plain, "reduce_bucket_size": CPU_BUCKET}
+    assert zero_json(ParallelBlock(zero_stage=1), True) == {"stage": 1}
+    assert zero_json(ParallelBlock(zero_stage=0), False) == {"stage": 0}
+    assert zero_json(ParallelBlock(zero_stage=2, overlap_communication=True), True)["overlap_comm"] is True
+    told = zero_json(ParallelBlock(**ALL, offload_optimizer=True), True)
     assert told["offload_param"] == {"device": "nvme", "nvme_path": "/nvme", "pin_memory": True}
     assert told["offload_optimizer"] == told["offload_param"]
     assert told["zero_hpz_partition_size"] == 2
     assert told["zero_quantized_weights"] and told["zero_quantized_gradients"]
-    assert zero_json(ParallelBlock(offload_parameters=True))["offload_param"]["device"] == "cpu"
+    assert zero_json(ParallelBlock(offload_parameters=True), True)["offload_param"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from recloom.trainer.block_attention import block_attention, pays
+from recloom.trainer.block_attention import block_attention, pays, samples_of
 from recloom.trainer.packed_attention import no_mask
 
 BLANKS = "blanks"
@@ -62,8 +62,11 @@ def blank_attention(
             enable_gqa=query_BHTD.shape[1] != key_BHTD.shape[1],
         )
         return out_BHTD.transpose(1, 2).contiguous(), None
+    samples = samples_of(boundaries, num_a)
+    if pays(query_BHTD, samples, dropout):
+        return block_attention(query_BHTD, key_BHTD, value_BHTD, samples, scaling), None
     parts = []
-    for start, end, count in zip(boundaries[:-1], boundaries[1:], num_a, strict=True):
+    for start, end, count in samples:
         query, key, value = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
         parts += sample_attention(query, key, value, count, scaling, dropout)
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
@@ -78,8 +81,6 @@ def sample_attention(
     dropout: float,
 ) -> list[Tensor]:
     """Part A's output and part B's where there is one, or both in one."""
-    if pays(query_BHTD, dropout):
-        return [block_attention(query_BHTD, key_BHTD, value_BHTD, num_a, scaling)]
     length = query_BHTD.shape[2]
     options: dict[str, Any] = {
         "scale": scaling,
