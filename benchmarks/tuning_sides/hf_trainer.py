@@ -88,7 +88,7 @@ def arguments(work: Work, world_size: int) -> TrainingArguments:
         bf16=work.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=work.samples // world_size,
-        max_steps=WARM_STEPS + work.steps + 1,
+        max_steps=WARM_STEPS + work.steps,
         learning_rate=1e-5,
         use_liger_kernel=work.liger,
         dataloader_num_workers=0,  # a worker's counts would stay with the worker
@@ -113,7 +113,7 @@ def main() -> None:
     samples = samples_of(work.corpus)
     collate = DataCollatorWithFlattening() if work.packed else DataCollatorForSeq2Seq(tokenizer, padding=True)
     counted = Counted(collate)
-    clock = Clock(WARM_STEPS + work.steps + 1, lambda: trainer.model_wrapped)
+    clock = Clock(WARM_STEPS + work.steps, lambda: trainer.model_wrapped)
     trainer = Trainer(
         model=model,
         args=settings,

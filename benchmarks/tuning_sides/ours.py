@@ -50,13 +50,13 @@ def main() -> None:
     loop = Loop(engine, stream, training, AnswerLoss("packed", engine.device, engine.vocabulary), [])
     records, begin = [], time.perf_counter()
     for batch in stream:
-        clock.is_on = loop.step == WARM_STEPS + work.steps
+        clock.is_on = loop.step + 1 == WARM_STEPS + work.steps
         records.append(loop.train_step(batch, begin, 0.0))  # the wait for data counts
         loop.step, begin = loop.step + 1, time.perf_counter()
         if clock.is_on:
             break
     if rank == 0:
-        timed = records[WARM_STEPS:-1]
+        timed = records[WARM_STEPS:]
         parts = clock.parts(records[-1].seconds)
         Measured([r.seconds for r in timed], [r.tokens for r in timed], 0.0, parts, losses, gib()).write(work)
     leave()

@@ -50,8 +50,8 @@ class Work:
 @dataclass(frozen=True)
 class Measured:
     """seconds, tokens: of each step behind the first ones, all ranks; padding tokens are not counted.
-    padding: share of the positions of these steps. parts: seconds of one more step in the engine's parts, and
-    in all else, `other`.
+    padding: share of the positions of these steps. parts: seconds of the last step in the engine's parts,
+    and in all else, `other`.
     example_losses: mean negative log-likelihood of the answer of each checked sample, before training.
     """
 
@@ -84,7 +84,7 @@ def mean_loss(logits_TV: torch.Tensor, labels_T: torch.Tensor) -> float:
 
 
 class PartClock:
-    """Seconds in the engine's parts of one step behind the counted ones, which it so does not slow down."""
+    """Seconds in the engine's parts of one step; on a GPU it waits thrice in it."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
