@@ -114,8 +114,10 @@ def merged(turns: list[dict[str, Any]]) -> Side:
 
 
 def check_losses(sides: dict[str, Side], tolerance: float) -> float:
-    """The largest difference of a sample's loss between ours and a peer's, as a share of a loss above 1; above
-    tolerance all ends."""
+    """The largest difference of a sample's loss between ours and a peer's, of a loss above 1 as a share of it.
+
+    Above tolerance all ends.
+    """
     pairs = [(sides[ours].example_losses, sides[peer].example_losses) for ours, peer in product(OURS, PEERS)]
     worst = max(abs(a - b) / max(1, b) for ours, peer in pairs for a, b in zip(ours, peer, strict=True))
     if worst > tolerance:
