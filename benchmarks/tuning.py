@@ -114,7 +114,7 @@ def merged(turns: list[dict[str, Any]]) -> Side:
 
 
 def check_losses(sides: dict[str, Side], tolerance: float) -> float:
-    """The largest difference of a sample's loss between ours and a peer's, of a loss above 1 as a share of it.
+    """The largest difference of a sample's loss between ours and a peer's, as a share of losses above 1.
 
     Above tolerance all ends.
     """
