@@ -387,14 +387,19 @@ def describe_whole_layers(network: Any) -> None:
 def gather_by_layer(network: Any) -> None:
     """Have ZeRO-3 gather a decoder layer's weights in one message instead of one a matrix.
 
-    Layers are what transformers says a device must hold whole. Networks without any are gathered as before.
+    Layers are what transformers says a device must hold whole. Networks without any are gathered as before,
+    and so are networks that train a part of a layer (LoRA): DeepSpeed takes such a layer's gradients when the
+    one of its input is there, and the first layer's input has none where the token embedding is frozen.
     """
     from deepspeed.utils import set_z3_leaf_modules
 
     names = {
         name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()
     }
-    if names:
+    layers = [module for module in network.modules() if type(module).__name__ in names]
+    trained = [weight.requires_grad for layer in layers for weight in layer.parameters()]
+    everything = all(weight.requires_grad for weight in network.parameters())
+    if layers and (everything or not any(trained)):
         set_z3_leaf_modules(network, sorted(names), raise_if_not_found=False)
 
 
