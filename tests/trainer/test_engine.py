@@ -57,7 +57,7 @@ def test_zero_equals_plain_loop(
 def test_a_layer_is_gathered_whole_only_where_its_gradients_are_taken_right(
     tiny_llama: Path, trained: str, by_layer: bool
 ) -> None:
-    """DeepSpeed loses a part of a first layer's gradients whose input has none; LoRA on ranks is tested with it."""
+    """DeepSpeed loses gradients of a layer that is trained in part and whose input has none (LoRA)."""
     from deepspeed.utils import z3_leaf_module
     from transformers import AutoModelForCausalLM
 
