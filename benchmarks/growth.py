@@ -55,7 +55,7 @@ def measure_ranks() -> list[dict[str, Any]]:
     options = tuning_parser().parse_args(WORK)
     turns: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in RANKS}
     with tempfile.TemporaryDirectory() as name:
-        work = {**work_of(options, Path(name)), "packed": True}
+        work = {**work_of(options, Path(name)), "packed": True, "compile": False}
         for turn in range(options.turns):
             for ranks, found in turns.items():
                 found.append(measure("ours.py", ranks, work, Path(name)))

@@ -66,7 +66,8 @@ def convert(saved: Saved, layout: RankLayout) -> None:
     if made and not first_of_any(share_fault(universal_path(saved), layout.rank, layout.world_size)):
         return
     if layout.rank == 0:
-        print(f"{saved.path}: written by {saved.ranks}, converted for {layout.ranks}", flush=True)
+        pieces = "" if saved.piece == layout.piece else f" in pieces of {layout.piece:,} weights"
+        print(f"{saved.path}: written by {saved.ranks}, converted for {layout.ranks}{pieces}", flush=True)
     running = start_conversion(saved) if layout.rank == 0 else None
     while not first_decides(lambda: running is None or running.wait(HEARTBEAT_SECONDS)):
         continue

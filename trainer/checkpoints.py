@@ -23,7 +23,7 @@ from recloom.data_shards.artifacts import (
     read_manifest,
 )
 from recloom.data_shards.errors import UserError
-from recloom.trainer.parallel_layout import RankLayout, named_ranks
+from recloom.trainer.parallel_layout import PIECE, RankLayout, named_ranks
 
 LATEST, UNIVERSAL = "latest.json", "universal"
 
@@ -32,14 +32,15 @@ LATEST, UNIVERSAL = "latest.json", "universal"
 class Saved:
     """A checkpoint and the ranks that wrote it.
 
-    manifest: the checksum of its manifest; None where it is not known, or where there is none, as before
-    checkpoints had one.
+    piece: weights that lie together in its files. manifest: the checksum of its manifest; None where it is
+    not known, or where there is none, as before checkpoints had one.
     """
 
     folder: Path
     step: int
     world_size: int
     tensor: int
+    piece: int
     manifest: str | None = None
 
     @property
@@ -57,7 +58,8 @@ class Saved:
 
     def fits(self, layout: RankLayout) -> bool:
         """Whether these ranks can load the files as they are."""
-        return (self.world_size, self.tensor) == (layout.world_size, layout.tensor)
+        mine = (layout.world_size, layout.tensor, layout.piece)
+        return (self.world_size, self.tensor, self.piece) == mine
 
 
 def in_force(folder: Path) -> Saved | None:
@@ -77,7 +79,8 @@ def in_force(folder: Path) -> Saved | None:
 
 
 def saved_of(folder: Path, told: Mapping[str, Any], manifest: str | None) -> Saved:
-    return Saved(folder, int(told["step"]), int(told["world_size"]), int(told.get("tensor", 1)), manifest)
+    tensor, piece = int(told.get("tensor", 1)), int(told.get("piece", PIECE))
+    return Saved(folder, int(told["step"]), int(told["world_size"]), tensor, piece, manifest)
 
 
 def newest(folder: Path, below: int | None = None, verify: bool = False) -> Saved | None:
@@ -111,7 +114,7 @@ def flushed_share(path: Path, rank: int, world_size: int) -> dict[str, Any]:
 
 def complete(folder: Path, step: int, layout: RankLayout, files: Mapping[str, Any], keep: int) -> None:
     """Write the manifest, then `latest.json`, then drop what is not kept (rank 0)."""
-    told = {"step": step, "world_size": layout.world_size, "tensor": layout.tensor}
+    told = {"step": step, "world_size": layout.world_size, "tensor": layout.tensor, "piece": layout.piece}
     path = folder / f"step_{step}"
     atomic_write_json(path / MANIFEST, {**told, "files": dict(files)})
     manifest = file_sha256(path / MANIFEST)

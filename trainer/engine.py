@@ -19,6 +19,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.checkpoint_ranks import agreed, check_convertible, convert, make_room, seal
 from recloom.trainer.checkpoints import Saved, refusal
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
+from recloom.trainer.gathering import forget_with_trace, gather_by_layer
 from recloom.trainer.liger import apply_liger
 from recloom.trainer.parallel_layout import (
     DIVISIONS,
@@ -33,7 +34,7 @@ from recloom.trainer.parallel_layout import (
 from recloom.trainer.pickles import data_only
 from recloom.trainer.universal import universal_path
 from recloom.trainer.vocabulary_loss import VocabularyShard, shard_of
-from recloom.trainer.zero_settings import check_machine, zero_json
+from recloom.trainer.zero_settings import check_machine, piece_of, zero_json
 
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)  # what a file that was cut off raises
 
@@ -137,7 +138,9 @@ class Engine:
         import deepspeed
 
         self.ds_config = ds_config
-        self.layout = RankLayout(dist.get_rank(), dist.get_world_size(), tensor_of(ds_config))
+        self.layout = RankLayout(
+            dist.get_rank(), dist.get_world_size(), tensor_of(ds_config), piece_of(ds_config)
+        )
         if self.layout.tensor > 1:
             divide_layers(network, self.layout.tensor)
         self.vocabulary = vocabulary_of(network)
@@ -153,6 +156,8 @@ class Engine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, model_parameters=parameters, config=ds_config
         )
+        if ds_config["zero_optimization"]["stage"] == 3:
+            forget_with_trace(self.engine.optimizer.parameter_offload.get_param_coordinator())
         self.device = self.engine.device
 
     def __call__(self, **inputs: Any) -> Any:
@@ -382,25 +387,6 @@ def describe_whole_layers(network: Any) -> None:
 
     version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     setattr(network, UNIVERSAL_CHECKPOINT_INFO, version)
-
-
-def gather_by_layer(network: Any) -> None:
-    """Have ZeRO-3 gather a decoder layer's weights in one message instead of one a matrix.
-
-    Layers are what transformers says a device must hold whole. Networks without any are gathered as before,
-    and so are networks that train a part of a layer (LoRA): DeepSpeed takes such a layer's gradients when the
-    one of its input is there, and the first layer's input has none where the token embedding is frozen.
-    """
-    from deepspeed.utils import set_z3_leaf_modules
-
-    names = {
-        name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()
-    }
-    layers = [module for module in network.modules() if type(module).__name__ in names]
-    trained = [weight.requires_grad for layer in layers for weight in layer.parameters()]
-    everything = all(weight.requires_grad for weight in network.parameters())
-    if layers and (everything or not any(trained)):
-        set_z3_leaf_modules(network, sorted(names), raise_if_not_found=False)
 
 
 def divide_vocabulary(network: Any, group: Any) -> None:

@@ -29,16 +29,19 @@ OPT: dict[str, Division] = {
     **dict.fromkeys(("out_proj", "fc2"), "row"),
 }
 DIVISIONS = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "glm": GLM, "glm4": GLM, "opt": OPT}
+PIECE = 10**9  # DeepSpeed's own
 LOCAL_HEADS = {"opt": "num_heads"}  # of an attention that does not take the number from its tensors' widths
 
 
 @dataclass(frozen=True)
 class RankLayout:
-    """The place of this rank. `tensor`: ranks of a tensor-parallel group."""
+    """The place of this rank. `tensor`: ranks of a tensor-parallel group. `piece`: weights that ZeRO-3
+    updates at a time, and that lie together in checkpoints."""
 
     rank: int
     world_size: int
     tensor: int = 1
+    piece: int = PIECE
 
     @property
     def ranks(self) -> str:

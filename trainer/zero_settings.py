@@ -7,10 +7,14 @@ from typing import Any
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ParallelBlock
+from recloom.trainer.parallel_layout import PIECE
 
 # Elements. Without a GPU a gradient is reduced from where it was just written, in memory that the allocator
-# keeps: DeepSpeed's own gigabyte is fresh pages in every step, a tenth of its time.
+# keeps: DeepSpeed's own gigabyte is fresh pages in every step, a tenth of its time. For the same reason the
+# optimizer casts gradients piece by piece (the allocator keeps up to 32 MiB). Weights are fetched ahead in
+# buckets, so that the first layer does not wait for all.
 CPU_BUCKET = 2**23
+CPU_PIECE = 2**22
 
 
 def zero_json(parallel: ParallelBlock, has_gpus: bool) -> dict[str, Any]:
@@ -18,6 +22,8 @@ def zero_json(parallel: ParallelBlock, has_gpus: bool) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": parallel.zero_stage}
     if parallel.zero_stage > 0 and not has_gpus:
         zero["reduce_bucket_size"] = CPU_BUCKET
+    if parallel.zero_stage == 3 and not has_gpus and not parallel.offload_optimizer:
+        zero |= {"sub_group_size": CPU_PIECE, "stage3_prefetch_bucket_size": CPU_BUCKET}
     if parallel.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if parallel.offload_optimizer:
@@ -33,6 +39,11 @@ def zero_json(parallel: ParallelBlock, has_gpus: bool) -> dict[str, Any]:
     if parallel.quantized_gradients:
         zero["zero_quantized_gradients"] = True
     return zero
+
+
+def piece_of(ds_config: dict[str, Any]) -> int:
+    """Weights that ZeRO-3 updates at a time."""
+    return int(ds_config["zero_optimization"].get("sub_group_size", PIECE))
 
 
 def offload_target(parallel: ParallelBlock) -> dict[str, Any]:

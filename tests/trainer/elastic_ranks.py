@@ -1,9 +1,10 @@
 """Run by test_elastic.py on every rank: a part of each training, from the checkpoint of the ranks before.
 
-usage: elastic_ranks.py OUT TENSOR UNTIL CASE...    a case is MODEL_FOLDER:ZERO_STAGE[:DTYPE]
+usage: elastic_ranks.py OUT TENSOR UNTIL PIECE CASE...    a case is MODEL_FOLDER:ZERO_STAGE[:DTYPE]
 
 Goes on with OUT/N/checkpoints of each case until step UNTIL (0: the end), appends the steps to
 OUT/N/steps.jsonl and saves. At the end the validation loss follows as a last line, and OUT/N/model.
+PIECE: weights that are updated at a time (0: as many as without a GPU).
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ def train(loop: Loop, until: int) -> list[dict[str, Any]]:
     return rows
 
 
-def run_case(out: Path, tensor: int, world_size: int, until: int, case: str) -> None:
+def run_case(out: Path, tensor: int, world_size: int, until: int, piece: int, case: str) -> None:
     path, stage, *dtype = case.split(":")
     parallel = ParallelBlock(zero_stage=cast(Any, int(stage)), tensor=tensor)
     training = training_block()
     model = ModelBlock(path=path, dtype=cast(Any, dtype[0] if dtype else "float32"))
     ds_config = deepspeed_json(model, training, parallel, world_size)
+    if piece:
+        ds_config["zero_optimization"]["sub_group_size"] = piece
     engine = Engine(load_partitioned(path, ds_config, model, False), ds_config)
     stream = make_stream(training, 3, SmallVocabulary(), engine.layout)
     loop = Loop(engine, stream, training, AnswerLoss("packed", engine.device, engine.vocabulary), [])
@@ -67,11 +70,12 @@ def run_case(out: Path, tensor: int, world_size: int, until: int, case: str) -> 
 
 
 def main() -> None:
-    out, tensor, until, cases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    out, cases = Path(sys.argv[1]), sys.argv[5:]
+    tensor, until, piece = map(int, sys.argv[2:5])
     torch.set_num_threads(1)
     _, world_size = start_ranks(ParallelBlock(tensor=tensor))
     for number, case in enumerate(cases):
-        run_case(out / str(number), tensor, world_size, until, case)
+        run_case(out / str(number), tensor, world_size, until, piece, case)
     sys.stdout.flush()
     os._exit(0)
 

@@ -52,6 +52,7 @@ def test_the_newest_is_in_force_and_the_oldest_go(tmp_path: Path) -> None:
         assert (saved.step, saved.world_size, saved.tensor, fault(saved)) == (step, 4, 2, None)
     assert {path.name for path in tmp_path.iterdir()} == {LATEST, "step_4", "step_6"}
     assert saved.fits(LAYOUT) and not saved.fits(RankLayout(0, 4)) and not saved.fits(RankLayout(0, 2, 2))
+    assert not saved.fits(RankLayout(0, 4, 2, piece=1000))
 
 
 def test_what_was_made_for_other_ranks_goes_with_the_next(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_checkpoint_of_a_version_without_manifests(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_converted() -> None:
-    saved = Saved(Path("ck"), 4, 4, 2)
+    saved = Saved(Path("ck"), 4, 4, 2, 10**9)
     check_convertible(saved, {"stage": 3, "offload_optimizer": {"device": "cpu"}})
     with pytest.raises(
         UserError, match="4 ranks with parallel.tensor = 2 without ZeRO .* start 4 ranks with"

@@ -25,23 +25,27 @@ from recloom.data_shards.stream import PackedStream
 SCRIPT = Path(__file__).parent / "elastic_ranks.py"
 STEPS = 6
 pytestmark = pytest.mark.timeout(1800)
-Part = tuple[int, int, int]  # ranks, tensor, the step at which they save and leave; 0 for the end
+# ranks, tensor, the step at which they save and leave (0: the end), weights updated at a time (0: as without
+# a GPU)
+Part = tuple[int, int, int, int]
 # The converter runs once a case and a change, so that few cases go through many changes.
 CHAINS: dict[str, tuple[list[Part], list[str]]] = {
-    "data": ([(2, 1, 2), (1, 1, 4), (2, 1, 0)], ["llama:3", "llama_tied:2"]),
-    "tensor": ([(2, 2, 2), (1, 1, 4), (2, 2, 0)], ["llama:3"]),
+    "data": ([(2, 1, 2, 0), (1, 1, 4, 0), (2, 1, 0, 0)], ["llama:3", "llama_tied:2"]),
+    # 500 is one matrix, as on a machine without a GPU; 10**9 all, as on one with GPUs
+    "pieces": ([(2, 1, 2, 500), (2, 1, 4, 10**9), (1, 1, 0, 500)], ["llama:3"]),
+    "tensor": ([(2, 2, 2, 0), (1, 1, 4, 0), (2, 2, 0, 0)], ["llama:3"]),
 }
 LONG_CHAINS: dict[str, tuple[list[Part], list[str]]] = {
     "data_and_tensor": (
-        [(4, 2, 2), (1, 1, 3), (4, 2, 4), (2, 1, 5), (4, 1, 0)],
+        [(4, 2, 2, 0), (1, 1, 3, 0), (4, 2, 4, 0), (2, 1, 5, 0), (4, 1, 0, 0)],
         ["llama:3", "glm:3", "opt:2"],
     ),
     "back": (
-        [(4, 1, 2), (2, 2, 3), (4, 2, 4), (2, 1, 5), (4, 2, 0)],
+        [(4, 1, 2, 0), (2, 2, 3, 0), (4, 2, 4, 0), (2, 1, 5, 0), (4, 2, 0, 0)],
         ["llama_tied:3", "llama_tied:1", "glm4:2"],
     ),
-    "kinds": ([(2, 2, 2), (1, 1, 4), (2, 2, 0)], ["llama_tied:3", "opt:3", "glm:1", "llama:2"]),
-    "no_zero": ([(2, 1, 2), (1, 1, 4), (2, 1, 0)], ["llama:0"]),
+    "kinds": ([(2, 2, 2, 0), (1, 1, 4, 0), (2, 2, 0, 0)], ["llama_tied:3", "opt:3", "glm:1", "llama:2"]),
+    "no_zero": ([(2, 1, 2, 0), (1, 1, 4, 0), (2, 1, 0, 0)], ["llama:0"]),
 }
 
 
@@ -63,8 +67,9 @@ def samples_of_steps() -> list[list[int]]:
 
 def check(chain: list[Part], cases: list[str], models: Path, out: Path) -> None:
     named = [f"{models}/{case}" for case in cases]
-    for world_size, tensor, until in chain:
-        run_ranks(SCRIPT, world_size, str(out), str(tensor), str(until), *named, timeout=600)
+    for world_size, tensor, until, piece in chain:
+        settings = map(str, (tensor, until, piece))
+        run_ranks(SCRIPT, world_size, str(out), *settings, *named, timeout=600)
     for number, case in enumerate(cases):
         wanted = plain_training(models / case.partition(":")[0], SmallVocabulary())
         *rows, last = [json.loads(line) for line in (out / f"{number}/steps.jsonl").read_text().splitlines()]
@@ -92,17 +97,17 @@ def test_a_flipped_byte_is_refused_and_the_one_before_goes_on(models: Path, tmp_
     """As the sentence says: the damaged folder deleted, the same command continues from the one before."""
     case, checkpoints = f"{models}/llama:2", tmp_path / "0/checkpoints"
     for until in ("2", "4"):
-        run_ranks(SCRIPT, 1, str(tmp_path), "1", until, case)
+        run_ranks(SCRIPT, 1, str(tmp_path), "1", until, "0", case)
     path = next((checkpoints / "step_4").glob("*optim_states.pt"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     said = rf"step_4: the checkpoint can't be loaded \({path.name}: the checksum .* continues from step_2"
     with pytest.raises(AssertionError, match=said):
-        run_ranks(SCRIPT, 1, str(tmp_path), "1", "0", case)
+        run_ranks(SCRIPT, 1, str(tmp_path), "1", "0", "0", case)
     shutil.rmtree(checkpoints / "step_4")
     (tmp_path / "0/steps.jsonl").unlink()
-    run_ranks(SCRIPT, 1, str(tmp_path), "1", "0", case)
+    run_ranks(SCRIPT, 1, str(tmp_path), "1", "0", "0", case)
     rows = [json.loads(line) for line in (tmp_path / "0/steps.jsonl").read_text().splitlines()][:-1]
     wanted = plain_training(models / "llama", SmallVocabulary())
     np.testing.assert_allclose(

@@ -18,7 +18,7 @@ from ranks import run_ranks
 
 from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
-from recloom.trainer.engine import deepspeed_json, gather_by_layer
+from recloom.trainer.engine import deepspeed_json
 from recloom.trainer.loop import learning_rate
 
 SCRIPT = Path(__file__).parent / "zero_ranks.py"
@@ -49,23 +49,6 @@ def test_zero_equals_plain_loop(
     plain_losses_S, plain_norms_S = torch.tensor(plain_losses).T
     torch.testing.assert_close(losses_S, plain_losses_S, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(norms_S, plain_norms_S, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("trained", "by_layer"), [("", True), ("no weight", True), ("q_proj", False), ("layers", False)]
-)
-def test_a_layer_is_gathered_whole_only_where_its_gradients_are_taken_right(
-    tiny_llama: Path, trained: str, by_layer: bool
-) -> None:
-    """DeepSpeed loses gradients of a layer that is trained in part and whose input has none (LoRA)."""
-    from deepspeed.utils import z3_leaf_module
-    from transformers import AutoModelForCausalLM
-
-    network = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    for name, weight in network.named_parameters():
-        weight.requires_grad = trained in name
-    gather_by_layer(network)
-    assert {z3_leaf_module(layer) for layer in network.model.layers} == {by_layer}
 
 
 def test_gradient_clipping_is_always_spelled_out() -> None:

@@ -15,7 +15,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.config import ParallelBlock
 from recloom.trainer.config_io import read_config
 from recloom.trainer.engine import check_async_io
-from recloom.trainer.zero_settings import CPU_BUCKET, check_machine, zero_json
+from recloom.trainer.zero_settings import CPU_BUCKET, CPU_PIECE, check_machine, zero_json
 
 ALL = {
     "offload_parameters": True,
@@ -67,7 +67,10 @@ def test_tensor_is_a_number_of_ranks(tmp_path: Path, value: object) -> None:
 def test_what_deepspeed_is_told() -> None:
     plain = zero_json(ParallelBlock(), True)
     assert plain == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
-    assert zero_json(ParallelBlock(), False) == {**plain, "reduce_bucket_size": CPU_BUCKET}
+    small = {name: CPU_BUCKET for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size")}
+    assert zero_json(ParallelBlock(), False) == {**plain, **small, "sub_group_size": CPU_PIECE}
+    offloaded = zero_json(ParallelBlock(offload_optimizer=True), False)
+    assert "sub_group_size" not in offloaded, "what is written in pieces of a disk's size stays so"
     assert zero_json(ParallelBlock(zero_stage=1), True) == {"stage": 1}
     assert zero_json(ParallelBlock(zero_stage=0), False) == {"stage": 0}
     assert zero_json(ParallelBlock(zero_stage=2, overlap_communication=True), True)["overlap_comm"] is True
