@@ -183,6 +183,7 @@ def main() -> None:
             for side, found in turns.items():
                 script = "ours.py" if side in OURS else "hf_trainer.py"
                 how = {"packed": PEERS.get(side, True), "compile": OURS.get(side, False)}
+                how |= {"checked": 0} if turn else {}  # once is enough
                 found.append(measure(script, ranks, {**work, **how}, folder))
                 rate = merged(found[-1:]).median
                 print(f"turn {turn + 1}, {side}: {rate:,.0f} tokens/s", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.checkpoint_ranks import agreed, check_convertible, convert, make_room, seal
 from recloom.trainer.checkpoints import Saved, refusal
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
-from recloom.trainer.gathering import forget_with_trace, gather_by_layer
+from recloom.trainer.gathering import add_by_exchange, forget_with_trace, gather_by_layer
 from recloom.trainer.liger import apply_liger
 from recloom.trainer.parallel_layout import (
     DIVISIONS,
@@ -97,6 +97,8 @@ def start_ranks(parallel: ParallelBlock) -> tuple[int, int]:
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(minutes=parallel.collective_timeout), verbose=False
     )
+    if backend == "gloo":
+        add_by_exchange(deepspeed.comm.comm.cdb)
     check_ranks(parallel.tensor, dist.get_world_size())
     check_machine(parallel, dist.get_world_size(), torch.cuda.is_available())
     check_async_io(parallel)
