@@ -19,7 +19,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.checkpoint_ranks import agreed, check_convertible, convert, make_room, seal
 from recloom.trainer.checkpoints import Saved, refusal
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
-from recloom.trainer.gathering import add_by_exchange, forget_with_trace, gather_by_layer
+from recloom.trainer.gathering import add_by_exchange, forget_with_trace, layers_gathered_whole
 from recloom.trainer.liger import apply_liger
 from recloom.trainer.parallel_layout import (
     DIVISIONS,
@@ -154,7 +154,7 @@ class Engine:
         if self.layout.tensor == 1:
             describe_whole_layers(network)
         if ds_config["zero_optimization"]["stage"] == 3:
-            gather_by_layer(network)
+            gather_whole(network, layers_gathered_whole(network))
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, model_parameters=parameters, config=ds_config
         )
@@ -389,6 +389,14 @@ def describe_whole_layers(network: Any) -> None:
 
     version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     setattr(network, UNIVERSAL_CHECKPOINT_INFO, version)
+
+
+def gather_whole(network: Any, kinds: list[str]) -> None:
+    """Have ZeRO-3 gather all weights of a layer of these kinds at once."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    if kinds:
+        set_z3_leaf_modules(network, kinds)
 
 
 def divide_vocabulary(network: Any, group: Any) -> None:

@@ -11,23 +11,20 @@ import torch
 import torch.distributed as dist
 
 
-def gather_by_layer(network: Any) -> None:
-    """Have ZeRO-3 gather a decoder layer's weights in one message instead of one a matrix.
+def layers_gathered_whole(network: Any) -> list[str]:
+    """Kinds of layers whose weights ZeRO-3 shall gather in one message instead of one a matrix.
 
-    Layers are what transformers says a device must hold whole. Networks without any are gathered as before,
+    They are what transformers says a device must hold whole. Networks without any are gathered by matrix,
     and so are networks that train a part of a layer (LoRA): DeepSpeed takes such a layer's gradients when the
     one of its input is there, and the first layer's input has none where the token embedding is frozen.
     """
-    from deepspeed.utils import set_z3_leaf_modules
-
-    names = {
+    told = {
         name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()
     }
-    layers = [module for module in network.modules() if type(module).__name__ in names]
+    layers = [module for module in network.modules() if type(module).__name__ in told]
     trained = [weight.requires_grad for layer in layers for weight in layer.parameters()]
     everything = all(weight.requires_grad for weight in network.parameters())
-    if layers and (everything or not any(trained)):
-        set_z3_leaf_modules(network, sorted(names), raise_if_not_found=False)
+    return sorted({type(layer).__name__ for layer in layers}) if everything or not any(trained) else []
 
 
 def forget_with_trace(coordinator: Any) -> None:
@@ -53,18 +50,16 @@ def add_by_exchange(backend: Any) -> None:
     torch's reduce-scatter over gloo is an all-reduce of a copy, which sends twice as much. backend:
     DeepSpeed's.
     """
-    from deepspeed.comm import ReduceOp
-
     plain = backend.reduce_scatter_tensor
 
     def reduce_scatter_tensor(
         output_tensor: torch.Tensor,
         input_tensor: torch.Tensor,
-        op: Any = ReduceOp.SUM,
+        op: Any,
         group: Any = None,
         async_op: bool = False,
     ) -> Any:
-        if async_op or op != ReduceOp.SUM:
+        if async_op or op.name != "SUM":
             return plain(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
         received = torch.empty_like(input_tensor)
         dist.all_to_all_single(received, input_tensor, group=group)
