@@ -1,20 +1,22 @@
 """Cross-entropy of logits whose vocabulary is divided among tensor-parallel ranks (Megatron-LM, section 3).
 
 The logits are never gathered: ranks exchange a maximum, a sum and the target's logit of each row, three
-numbers instead of V. Without a division all is torch's own.
+numbers instead of V. With or without a division no float32 copy of all logits is made.
 
-Shapes: A rows, V words of this rank.
+Shapes: A rows, N of them at a time, V words of this rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+AT_ONCE = 2**20  # logits that are float32 at a time
 
 
 @dataclass(frozen=True)
@@ -34,56 +36,65 @@ def shard_of(head: Any) -> VocabularyShard | None:
 
 def summed_cross_entropy(logits_AV: Tensor, target_A: Tensor, shard: VocabularyShard | None) -> Tensor:
     """Summed over rows, float32 scalar, the same on all ranks of the group."""
-    if shard is None:
-        return cross_entropy(logits_AV.float(), target_A, reduction="sum")
-    logits_AV = logits_AV.float()
-    return (log_normaliser(logits_AV, shard) - target_logits(logits_AV, target_A, shard)).sum()
+    normaliser_A, chosen_A = normaliser_and_target(logits_AV, target_A, shard)
+    return (normaliser_A - chosen_A).sum()
 
 
-def log_normaliser(logits_AV: Tensor, shard: VocabularyShard) -> Tensor:
-    """log sum exp over all words (A,), of float32 logits."""
-    found: Tensor = LogNormaliser.apply(logits_AV, shard)
+def normaliser_and_target(
+    logits_AV: Tensor, target_A: Tensor, shard: VocabularyShard | None
+) -> tuple[Tensor, Tensor]:
+    """log sum exp over all words, and the logit of each row's target, whichever rank has it: (A,) float32
+    each. The logit of a target that no rank has is 0."""
+    found: tuple[Tensor, Tensor] = NormaliserAndTarget.apply(logits_AV, target_A, shard)
     return found
 
 
-def target_logits(logits_AV: Tensor, target_A: Tensor, shard: VocabularyShard) -> Tensor:
-    """The logit of each row's target (A,), whichever rank has it; 0 for a target that no rank has."""
-    local_A = target_A - shard.start
-    is_here_A = (local_A >= 0) & (local_A < logits_AV.shape[1])
-    picked_A = logits_AV.gather(1, local_A.clamp(0, logits_AV.shape[1] - 1)[:, None])[:, 0]
-    total_A: Tensor = SumOfRanks.apply(picked_A.where(is_here_A, 0.0), shard.group)
-    return total_A
+class NormaliserAndTarget(torch.autograd.Function):
+    """The gradient of a word's logit is its probability, and one more at the target.
 
-
-class SumOfRanks(torch.autograd.Function):
-    """What all ranks of a group add up; the loss behind it is the same on each, so gradients pass as they
-    are."""
+    Both passes take few rows at a time to float32: of A x V there are only the logits and their gradient,
+    in the dtype of the model.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value_A: Tensor, group: Any) -> Tensor:
-        total_A = value_A.clone()
-        dist.all_reduce(total_A, group=group)
-        return total_A
+    def forward(
+        ctx: Any, logits_AV: Tensor, target_A: Tensor, shard: VocabularyShard | None
+    ) -> tuple[Tensor, Tensor]:
+        normaliser_A = torch.cat([logits_AV[few].float().logsumexp(1) for few in parts(logits_AV)])
+        local_A = target_A - (shard.start if shard else 0)
+        is_here_A = (local_A >= 0) & (local_A < logits_AV.shape[1])
+        local_A = local_A.where(is_here_A, 0)
+        chosen_A = logits_AV.gather(1, local_A[:, None])[:, 0].float().where(is_here_A, 0.0)
+        if shard:
+            normaliser_A = over_ranks(normaliser_A, shard.group)
+            dist.all_reduce(chosen_A, group=shard.group)
+        ctx.save_for_backward(logits_AV, normaliser_A, local_A, is_here_A)
+        return normaliser_A, chosen_A
 
     @staticmethod
-    def backward(ctx: Any, grad_A: Tensor) -> tuple[Tensor, None]:
-        return grad_A, None
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_normaliser_A: Tensor, to_chosen_A: Tensor) -> tuple[Tensor, None, None]:
+        logits_AV, normaliser_A, local_A, is_here_A = ctx.saved_tensors
+        to_logits_AV = torch.empty_like(logits_AV)
+        to_own_A = to_chosen_A.where(is_here_A, 0.0)
+        for few in parts(logits_AV):
+            to_few_NV = (logits_AV[few].float() - normaliser_A[few, None]).exp_()
+            to_few_NV.mul_(to_normaliser_A[few, None])
+            to_few_NV.scatter_add_(1, local_A[few, None], to_own_A[few, None])
+            to_logits_AV[few] = to_few_NV
+        return to_logits_AV, None, None
 
 
-class LogNormaliser(torch.autograd.Function):
-    """The gradient of a word's logit is its probability."""
+def parts(logits_AV: Tensor) -> Iterator[slice]:
+    """Rows in turn, so many that their float32 copy stays small."""
+    count = max(1, AT_ONCE // logits_AV.shape[1])
+    return (slice(first, first + count) for first in range(0, len(logits_AV), count))
 
-    @staticmethod
-    def forward(ctx: Any, logits_AV: Tensor, shard: VocabularyShard) -> Tensor:
-        largest_A = logits_AV.amax(1)
-        dist.all_reduce(largest_A, op=dist.ReduceOp.MAX, group=shard.group)
-        sum_A = (logits_AV - largest_A[:, None]).exp().sum(1)
-        dist.all_reduce(sum_A, group=shard.group)
-        log_sum_A = sum_A.log() + largest_A
-        ctx.save_for_backward(logits_AV, log_sum_A)
-        return log_sum_A
 
-    @staticmethod
-    def backward(ctx: Any, grad_A: Tensor) -> tuple[Tensor, None]:
-        logits_AV, log_sum_A = ctx.saved_tensors
-        return (logits_AV - log_sum_A[:, None]).exp() * grad_A[:, None], None
+def over_ranks(normaliser_A: Tensor, group: Any) -> Tensor:
+    """log sum exp of what the ranks have (A,)."""
+    largest_A = normaliser_A.clone()
+    dist.all_reduce(largest_A, op=dist.ReduceOp.MAX, group=group)
+    sum_A = (normaliser_A - largest_A).exp()
+    dist.all_reduce(sum_A, group=group)
+    return sum_A.log() + largest_A

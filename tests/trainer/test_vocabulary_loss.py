@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from recloom.trainer import vocabulary_loss
 from recloom.trainer.vocabulary_loss import VocabularyShard, shard_of, summed_cross_entropy
 
 SIZES = (5, 3, 4)  # words of each rank
@@ -71,10 +72,26 @@ def test_value_and_gradient_equal_torch(group: Group, scale: float, dtype: torch
     torch.testing.assert_close(gradient_AV, whole_AV.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_a_vocabulary_that_is_not_divided() -> None:
-    logits_AV, target_A = torch.randn(3, 6), torch.tensor([1, 2, 5])
-    wanted = cross_entropy(logits_AV, target_A, reduction="sum")
-    assert torch.equal(summed_cross_entropy(logits_AV, target_A, None), wanted)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 13, 10**6])
+def test_a_vocabulary_that_is_not_divided(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, at_once: int
+) -> None:
+    monkeypatch.setattr(vocabulary_loss, "AT_ONCE", at_once)  # one row, two rows, all rows at a time
+    torch.manual_seed(1)
+    logits_AV = (4 * torch.randn(7, 6)).to(dtype)
+    logits_AV[:, 4] = -torch.inf  # a word that is never predicted
+    target_A = torch.tensor([1, 2, 5, 0, 0, 3, 5])
+    ours_AV, peer_AV = (logits_AV.clone().requires_grad_() for _ in range(2))
+    found = summed_cross_entropy(ours_AV, target_A, None)
+    wanted = cross_entropy(peer_AV.float(), target_A, reduction="sum")
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    (0.3 * found).backward()
+    (0.3 * wanted).backward()
+    torch.testing.assert_close(ours_AV.grad, peer_AV.grad)
+
+
+def test_which_heads_are_divided() -> None:
     assert shard_of(torch.nn.Linear(2, 3)) is None and shard_of(None) is None
     head = SimpleNamespace(is_vocab_parallel_lm_head=True, vocab_start_index=4, mp_group="group")
     assert shard_of(head) == VocabularyShard(4, "group")

@@ -124,8 +124,8 @@ def test_many_targets_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     """The same loss and gradients, whatever part of the logits exists at a time."""
     row = row_of([random_masked(np.random.default_rng(seed), 9) for seed in range(4)])
     found = []
-    for at_once in (10_000, 3):
-        monkeypatch.setattr("recloom.trainer.systems.recsysllm.network.TARGETS_AT_ONCE", at_once)
+    for at_once in (10**9, 1):
+        monkeypatch.setattr("recloom.trainer.vocabulary_loss.AT_ONCE", at_once)
         network = small_network()
         calls: list[None] = []
         network.llm.lm_head.register_forward_hook(lambda *_, calls=calls: calls.append(None))

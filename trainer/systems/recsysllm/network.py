@@ -22,17 +22,19 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from recloom.data_shards.artifacts import atomic_write_bytes, atomic_write_json
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.masking import MaskIds
 from recloom.trainer.systems.recsysllm.attention import make_block_mask
-from recloom.trainer.vocabulary_loss import VocabularyShard, log_normaliser, shard_of, target_logits
+from recloom.trainer.vocabulary_loss import (
+    VocabularyShard,
+    normaliser_and_target,
+    shard_of,
+    summed_cross_entropy,
+)
 
 MARKS = ("[M]", "[sM]", "[gM]", "[START]", "[END]")
-TARGETS_AT_ONCE = 128
 TABLES, DESCRIPTION = "blanks.safetensors", "blanks.json"
 
 
@@ -104,28 +106,21 @@ class BlankInfiller(nn.Module):
     def loss(self, hidden_AH: Tensor, targets_A: Tensor) -> Tensor:
         """Summed cross-entropy, float32 scalar.
 
-        A blank can be most of a text, so float32 copies are made of a part of the logits at a time, and again
-        in the backward pass. The head itself runs once: ranks have different numbers of targets, and under
-        ZeRO-3 all must call the same modules equally often.
+        The head runs once: ranks have different numbers of targets, and under ZeRO-3 all must call the same
+        modules equally often.
         """
         shard = shard_of(self.llm.get_output_embeddings())
         if shard is not None:
             return self.divided_loss(hidden_AH, targets_A, shard)
-        logits_AV = self.logits(hidden_AH)
-        parts = zip(logits_AV.split(TARGETS_AT_ONCE), targets_A.split(TARGETS_AT_ONCE), strict=True)
-        return torch.stack([checkpoint(part_loss, *part, use_reentrant=False) for part in parts]).sum()
+        return summed_cross_entropy(self.logits(hidden_AH), targets_A, None)
 
     def divided_loss(self, hidden_AH: Tensor, targets_A: Tensor, shard: VocabularyShard) -> Tensor:
         """The same where each tensor-parallel rank has some of the words, and every rank the mark [END]."""
         words_AV = self.llm.get_output_embeddings()(hidden_AH)
-        end_A = (hidden_AH @ self.end_row(hidden_AH).T)[:, 0]
-        pieces = (tensor.split(TARGETS_AT_ONCE) for tensor in (words_AV, end_A, targets_A))
-        end_id = self.sizes.vocab_size + len(MARKS) - 1
-        parts = [
-            checkpoint(divided_part_loss, *piece, end_id, shard, use_reentrant=False)
-            for piece in zip(*pieces, strict=True)
-        ]
-        return torch.stack(parts).sum()
+        end_A = (hidden_AH @ self.end_row(hidden_AH).T)[:, 0].float()
+        words_A, chosen_A = normaliser_and_target(words_AV, targets_A, shard)  # chosen: 0 at [END], no word
+        is_end_A = targets_A == self.sizes.vocab_size + len(MARKS) - 1
+        return (torch.logaddexp(words_A, end_A) - torch.where(is_end_A, end_A, chosen_A)).sum()
 
     def embed(self, input_ids: Tensor, intra_ids: Tensor) -> Tensor:
         """Token embeddings with the marks in their places and the intra rows added, (B, T, H)."""
@@ -146,19 +141,6 @@ class BlankInfiller(nn.Module):
         last = torch.tensor([len(MARKS) - 1], device=hidden_AH.device)
         row_1H: Tensor = self.marks(last) * self.sizes.rate
         return row_1H.to(hidden_AH.dtype)
-
-
-def part_loss(logits_AV: Tensor, targets_A: Tensor) -> Tensor:
-    return cross_entropy(logits_AV.float(), targets_A, reduction="sum")
-
-
-def divided_part_loss(
-    words_AV: Tensor, end_A: Tensor, targets_A: Tensor, end_id: int, shard: VocabularyShard
-) -> Tensor:
-    words_AV, end_A = words_AV.float(), end_A.float()
-    total_A = torch.logaddexp(log_normaliser(words_AV, shard), end_A)
-    target_A = target_logits(words_AV, targets_A, shard)  # 0 at [END], which is no word
-    return (total_A - torch.where(targets_A == end_id, end_A, target_A)).sum()
 
 
 def save_tables(weights: dict[str, Tensor], sizes: Sizes, folder: Path) -> None:
