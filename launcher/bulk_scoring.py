@@ -15,6 +15,7 @@ import torch
 from recloom.launcher.bulk_soft import SoftRows
 from recloom.launcher.bulk_tries import Tries
 from recloom.trainer.candidate_scoring import score_next
+from recloom.trainer.decoder_layers import spare_last_layer
 from recloom.trainer.models import quiet_transformers
 from recloom.trainer.requests import Answer, BulkSettings, Request
 from recloom.trainer.tree_attention import TREE
@@ -31,6 +32,7 @@ class Scorer:
         dtype = getattr(torch, settings.dtype)
         with quiet_transformers():
             llm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=TREE)
+        spare_last_layer(llm)
         self.llm = llm.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.vocab_size: int = llm.config.vocab_size
         self.max_model_len: int = settings.max_model_len or llm.config.max_position_embeddings

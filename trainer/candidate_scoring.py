@@ -99,10 +99,12 @@ def tree_inputs(
     lengths = [len(branch) for branch in branches]
     ids = [*prompt, *(token for branch in branches for token in branch)]
     places_T = torch.cat([torch.arange(len(prompt)), *(len(prompt) + torch.arange(n) for n in lengths)])
-    return seen_by(model, len(prompt), lengths) | {
+    kept_Q = (len(prompt) - 1 + rows_Q).to(device)
+    seen = seen_by(model, len(prompt), lengths)
+    return (seen | {"kept_A": kept_Q} if "tree" in seen else seen) | {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": places_T[None].to(device),
-        "logits_to_keep": (len(prompt) - 1 + rows_Q).to(device),
+        "logits_to_keep": kept_Q,
         "use_cache": False,
     }
 

@@ -19,6 +19,7 @@ from recloom.data_shards.errors import UserError
 from recloom.trainer.checkpoint_ranks import agreed, check_convertible, convert, make_room, seal
 from recloom.trainer.checkpoints import Saved, refusal
 from recloom.trainer.config import ModelBlock, ParallelBlock, TrainingBlock
+from recloom.trainer.decoder_layers import spare_last_layer
 from recloom.trainer.gathering import add_by_exchange, forget_with_trace, layers_gathered_whole
 from recloom.trainer.liger import apply_liger
 from recloom.trainer.parallel_layout import (
@@ -324,6 +325,7 @@ def load_partitioned(
         from recloom.trainer.compiled_regions import compile_regions
 
         compile_regions(network)
+    spare_last_layer(network)
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network.requires_grad_(not frozen)

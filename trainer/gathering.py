@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from recloom.trainer.decoder_layers import decoder_layers
+
 
 def layers_gathered_whole(network: Any) -> list[str]:
     """Kinds of layers whose weights ZeRO-3 shall gather in one message instead of one a matrix.
@@ -18,8 +20,7 @@ def layers_gathered_whole(network: Any) -> list[str]:
     and so are networks that train a part of a layer (LoRA): DeepSpeed takes such a layer's gradients when the
     one of its input is there, and the first layer's input has none where the token embedding is frozen.
     """
-    told = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    layers = [module for module in network.modules() if type(module).__name__ in told]
+    layers = decoder_layers(network)
     trained = [weight.requires_grad for layer in layers for weight in layer.parameters()]
     everything = all(weight.requires_grad for weight in network.parameters())
     return sorted({type(layer).__name__ for layer in layers}) if everything or not any(trained) else []

@@ -54,7 +54,8 @@ class AnswerLoss:
 def model_inputs(
     row: PackedRow, keep_A: torch.Tensor, attention: str, device: torch.device
 ) -> dict[str, Any]:
-    """What the model's forward takes for one row; logits are asked for at `keep_A` only."""
+    """What the model's forward takes for one row; logits are asked for at `keep_A` only, and the last layer
+    is told so (`spare_last_layer`)."""
     inputs: dict[str, Any] = {
         "input_ids": row.ids_T[None].to(device),
         "position_ids": row.position_ids_T[None].to(device),
@@ -62,7 +63,7 @@ def model_inputs(
         "use_cache": False,
     }
     if attention == PACKED:
-        inputs["boundaries"] = row.boundaries.tolist()
+        inputs |= {"boundaries": row.boundaries.tolist(), "kept_A": inputs["logits_to_keep"]}
     else:
         mask = block_causal_mask(row.boundaries, len(row.ids_T), torch.bool)
         inputs["attention_mask"] = mask.to(device)

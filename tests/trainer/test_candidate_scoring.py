@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from recloom.data_shards.renderer import SlotPosition
 from recloom.trainer.candidate_scoring import score_answers, score_next
+from recloom.trainer.decoder_layers import spare_last_layer
 from recloom.trainer.systems.a_llmrec.projection import ProjectedLM, Projection, Widths
 from recloom.trainer.tree_attention import TREE
 
@@ -53,6 +54,8 @@ def load(folder: Path, attention: str) -> Any:
     torch.manual_seed(5)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
+    if attention == TREE:
+        spare_last_layer(model)  # as the scoring passes do
     return model.eval()
 
 

@@ -15,6 +15,7 @@ import torch
 
 from recloom.data_shards.artifacts import read_manifest
 from recloom.data_shards.errors import UserError
+from recloom.trainer.decoder_layers import spare_last_layer
 from recloom.trainer.models import quiet_transformers, resolve_model
 from recloom.trainer.stages import Run
 from recloom.trainer.systems.a_llmrec.methods import Method
@@ -37,6 +38,7 @@ def load_llm(run: Run[ALLMRecConfig], attention: str) -> Any:
         llm = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, run.config.model.dtype), attn_implementation=attention
         )
+    spare_last_layer(llm)
     return llm.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
