@@ -1,6 +1,7 @@
 """Scoring a user's candidates with one token each: RecLoom's bulk engine against vLLM and Hugging Face.
 
-    python benchmarks/bulk.py                       SmolLM2-135M on one thread, ML-100K's rating questions
+    python benchmarks/bulk.py                       SmolLM2-135M on all cores, ML-100K's rating questions
+    python benchmarks/bulk.py --candidates 100 --users 3
     python benchmarks/bulk.py --model DIR --users 200   another model, on the GPU that is there
 
 The questions are Llama4Rec's pointwise ones: how would this user rate each of 20 candidates, told by the
@@ -66,7 +67,8 @@ class Questions:
 
 
 def make_questions(folder: Path, model: Path, users: int, candidates: int, seed: int) -> Questions:
-    """Pointwise questions about drawn users and drawn candidates, plain prompts; one user more to warm up."""
+    """Pointwise questions about drawn users and candidates that they have not rated, plain prompts; one user
+    more to warm up."""
     config = read_config(CONFIG, [("prompts.history_items", str(HISTORY))])
     assert isinstance(config, Llama4RecConfig)
     tables, splits = prepare_tables(Run(config, folder, cache_dir()))
@@ -76,7 +78,8 @@ def make_questions(folder: Path, model: Path, users: int, candidates: int, seed:
     rng = np.random.default_rng(seed)
     found = []
     for user in rng.choice(tables.num_users, users + 1, replace=False).tolist():
-        items = rng.choice(tables.num_items, candidates, replace=False).tolist()
+        unseen = np.setdiff1d(np.arange(tables.num_items), train.item_N[train.user_N == user])
+        items = rng.choice(unseen, candidates, replace=False).tolist()
         samples = [prompter.rating(user, item, 0.0, None) for item in items]
         found.append([list(renderer.render_prompt(sample.prompt)) for sample in samples])
     return Questions(found, list(label_tree(renderer, rating_labels(tables)).first_ids))
@@ -157,7 +160,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--users", type=int, default=8, help="timed users")
     made.add_argument("--candidates", type=int, default=20, help="questions a user")
     made.add_argument("--turns", type=int, default=2, help="turns of each side")
-    made.add_argument("--threads", type=int, default=1, help="of a CPU, for every side")
+    cores = len(os.sched_getaffinity(0))
+    made.add_argument("--threads", type=int, default=cores, help="of a CPU, for every side")
     made.add_argument("--seed", type=int, default=0, help="of the draw of users and candidates")
     made.add_argument("--no-row", action="store_true", help="print only")
     return made

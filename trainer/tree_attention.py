@@ -1,11 +1,12 @@
 """Attention over a prompt with branches behind it: each branch sees the prompt and itself.
 
-A dense mask would compute the scores of all branches against each other; here a branch costs the prompt and
-its own length, by plain matrix products. Importing this module registers the function with transformers under
-the name `tree`; lengths reach it as a keyword of the model's forward.
+A dense mask would compute the scores of all branches against each other. Here branches that follow each other
+are taken together, few enough tokens that what they must not see of each other costs little: such a bunch
+sees the prompt and itself, by plain matrix products. Importing this module registers the function with
+transformers under the name `tree`; the tree reaches it as a keyword of the model's forward.
 
 Shapes: B = 1 row, H heads of queries, K heads of keys and values (H a multiple of K), G = H / K, T tokens of
-the row, N branches, L tokens of the longest branch, R tokens of all branches, D head width.
+the row, P tokens of the prompt, N tokens of a bunch, D head width.
 """
 
 from __future__ import annotations
@@ -23,31 +24,45 @@ from recloom.trainer.block_attention import Sample, block_attention, pays
 from recloom.trainer.packed_attention import no_mask
 
 TREE = "tree"
+CPU_BUNCH, GPU_BUNCH = 64, 1024  # tokens; a GPU would rather compute more than start more kernels
+
+
+@dataclass(frozen=True)
+class Bunch:
+    """The tokens `start:end` of whole branches. hidden_NN: what comes later, or belongs to another branch."""
+
+    start: int
+    end: int
+    hidden_NN: Tensor
+
+    @classmethod
+    def of(cls, start: int, lengths: Sequence[int], device: torch.device) -> Bunch:
+        branch_N = torch.repeat_interleave(torch.tensor(lengths))
+        later_NN = torch.ones(len(branch_N), len(branch_N), dtype=torch.bool).triu(1)
+        hidden_NN = (branch_N[:, None] != branch_N) | later_NN
+        return cls(start, start + len(branch_N), hidden_NN.to(device))
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A row of a prompt and its branches, as indices.
-
-    prompt: how many tokens it has. place_NL: where in the row a branch's tokens are, the last one repeated
-    up to the longest (an empty branch has what stands before it). hidden_LL: what a causal mask hides inside
-    a branch. taken_R: which of the N * L places are a branch's own, in the row's order.
-    """
+    """A row of a prompt and its branches. prompt: how many tokens it has."""
 
     prompt: int
-    place_NL: Tensor
-    hidden_LL: Tensor
-    taken_R: Tensor
+    bunches: list[Bunch]
 
     @classmethod
     def of(cls, prompt: int, lengths: Sequence[int], device: torch.device) -> Tree:
-        length_N1 = torch.tensor(lengths)[:, None]
-        start_N1 = prompt + length_N1.cumsum(0) - length_N1
-        step_L = torch.arange(max([*lengths, 1]))
-        place_NL = torch.minimum(start_N1 + step_L, start_N1 + length_N1 - 1)
-        taken_R = (step_L < length_N1).flatten().nonzero()[:, 0]
-        hidden_LL = torch.ones(len(step_L), len(step_L), dtype=torch.bool).triu(1)
-        return cls(prompt, place_NL.to(device), hidden_LL.to(device), taken_R.to(device))
+        """lengths: tokens of each branch, in the order of the row."""
+        most = CPU_BUNCH if device.type == "cpu" else GPU_BUNCH
+        bunches, taken, start = [], list[int](), prompt
+        for length in lengths:
+            if taken and sum(taken) + length > most:
+                bunches.append(Bunch.of(start, taken, device))
+                start, taken = bunches[-1].end, []
+            taken.append(length)
+        if sum(taken):
+            bunches.append(Bunch.of(start, taken, device))
+        return cls(prompt, bunches)
 
 
 def tree_attention(
@@ -61,42 +76,47 @@ def tree_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The output (B, T, H, D) and no weights, as transformers expects."""
+    """The output (B, T, H, D) and no weights, as transformers expects. It is not for training."""
     if attention_mask is not None or dropout:
         raise ValueError("tree attention takes a tree, no mask, and has no dropout")
-    end = tree.prompt
-    prompt, key, value = query_BHTD[:, :, :end], key_BKTD[:, :, :end], value_BKTD[:, :, :end]
-    samples = [Sample(0, end)]
-    if pays(prompt, samples, dropout):
-        first = block_attention(prompt, key, value, samples, scaling).transpose(1, 2)
-    else:
-        groups = query_BHTD.shape[1] != key_BKTD.shape[1]
-        first = scaled_dot_product_attention(
-            prompt, key, value, is_causal=True, scale=scaling, enable_gqa=groups
-        )
     scale = 1 / math.sqrt(query_BHTD.shape[3]) if scaling is None else scaling
-    rest = branches(query_BHTD[0] * scale, key_BKTD[0], value_BKTD[0], tree)
-    return torch.cat([first, rest[None]], dim=2).transpose(1, 2).contiguous(), None
+    out_BTHD = query_BHTD.new_empty(query_BHTD.transpose(1, 2).shape)
+    prompt = [tensor[:, :, : tree.prompt] for tensor in (query_BHTD, key_BKTD, value_BKTD)]
+    out_BTHD[:, : tree.prompt] = prompt_attention(prompt[0], prompt[1], prompt[2], scale)
+    for bunch in tree.bunches:
+        out_BTHD[0, bunch.start : bunch.end] = bunch_attention(
+            query_BHTD[0, :, bunch.start : bunch.end] * scale, key_BKTD[0], value_BKTD[0], tree.prompt, bunch
+        )
+    return out_BTHD, None
 
 
-def branches(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, tree: Tree) -> Tensor:
-    """What the branches' tokens get (H, R, D); the queries are scaled."""
-    heads, groups, width = len(query_HTD), len(key_KTD), query_HTD.shape[2]
-    count, longest = tree.place_NL.shape
-    own = (groups * count, longest, width)
-    key, value = (both[:, tree.place_NL.flatten()].reshape(own) for both in (key_KTD, value_KTD))
-    query_KGND = query_HTD[:, tree.place_NL.flatten()].reshape(groups, -1, width)
-    to_prompt = torch.bmm(query_KGND, key_KTD[:, : tree.prompt].transpose(1, 2))
-    by_branch = query_KGND.view(groups, -1, count, longest, width).transpose(1, 2)
-    to_own = torch.bmm(by_branch.reshape(groups * count, -1, width), key.transpose(1, 2))
-    to_own = to_own.view(groups, count, -1, longest, longest).masked_fill(tree.hidden_LL, -torch.inf)
-    to_own = to_own.transpose(1, 2).reshape(groups, -1, longest)
-    shares = torch.softmax(torch.cat([to_prompt, to_own], dim=2), dim=2)
-    out = torch.bmm(shares[..., : tree.prompt], value_KTD[:, : tree.prompt])
-    own_shares = shares[..., tree.prompt :].view(groups, -1, count, longest, longest).transpose(1, 2)
-    added = torch.bmm(own_shares.reshape(groups * count, -1, longest), value)
-    added = added.view(groups, count, -1, longest, width).transpose(1, 2)
-    return (out.view_as(added) + added).reshape(heads, -1, width)[:, tree.taken_R]
+def prompt_attention(query_BHPD: Tensor, key_BKPD: Tensor, value_BKPD: Tensor, scale: float) -> Tensor:
+    """Causal attention of the prompt (B, P, H, D)."""
+    samples = [Sample(0, query_BHPD.shape[2])]
+    if pays(query_BHPD, samples, 0.0):
+        return block_attention(query_BHPD, key_BKPD, value_BKPD, samples, scale)
+    groups = query_BHPD.shape[1] != key_BKPD.shape[1]
+    out_BHPD = scaled_dot_product_attention(
+        query_BHPD, key_BKPD, value_BKPD, is_causal=True, scale=scale, enable_gqa=groups
+    )
+    return out_BHPD.transpose(1, 2)
+
+
+def bunch_attention(
+    query_HND: Tensor, key_KTD: Tensor, value_KTD: Tensor, prompt: int, bunch: Bunch
+) -> Tensor:
+    """What a bunch's tokens get (N, H, D); the queries are scaled."""
+    heads, length, width = query_HND.shape
+    groups = len(key_KTD)
+    key, value = (
+        torch.cat([both[:, :prompt], both[:, bunch.start : bunch.end]], dim=1)
+        for both in (key_KTD, value_KTD)
+    )
+    query = query_HND.reshape(groups, -1, width)  # heads that share keys together, token by token in each
+    scores = torch.bmm(query, key.transpose(1, 2)).view(heads, length, -1)
+    scores[..., prompt:].masked_fill_(bunch.hidden_NN, -torch.inf)
+    shares = torch.softmax(scores, dim=2).view(groups, heads // groups * length, -1)
+    return torch.bmm(shares, value).view(heads, length, width).transpose(0, 1)
 
 
 def register() -> None:
