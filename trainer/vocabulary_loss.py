@@ -1,7 +1,7 @@
-"""Cross-entropy of logits whose vocabulary is divided among tensor-parallel ranks (Megatron-LM, section 3).
+"""Cross-entropy without a float32 copy of all logits, on one rank or with a divided vocabulary.
 
-The logits are never gathered: ranks exchange a maximum, a sum and the target's logit of each row, three
-numbers instead of V. With or without a division no float32 copy of all logits is made.
+Where tensor-parallel ranks share the words (Megatron-LM, section 3), logits are never gathered: they exchange
+a maximum, a sum and the target's logit of each row, three numbers instead of V.
 
 Shapes: A rows, N of them at a time, V words of this rank.
 """
@@ -86,9 +86,9 @@ class NormaliserAndTarget(torch.autograd.Function):
 
 
 def parts(logits_AV: Tensor) -> Iterator[slice]:
-    """Rows in turn, so many that their float32 copy stays small."""
+    """Rows in turn, so many that their float32 copy stays small; of no rows one empty part."""
     count = max(1, AT_ONCE // logits_AV.shape[1])
-    return (slice(first, first + count) for first in range(0, len(logits_AV), count))
+    return (slice(first, first + count) for first in range(0, max(1, len(logits_AV)), count))
 
 
 def over_ranks(normaliser_A: Tensor, group: Any) -> Tensor:

@@ -91,6 +91,13 @@ def test_a_vocabulary_that_is_not_divided(
     torch.testing.assert_close(ours_AV.grad, peer_AV.grad)
 
 
+def test_no_rows_cost_nothing() -> None:
+    logits_AV = torch.randn(0, 6, requires_grad=True)
+    loss = summed_cross_entropy(logits_AV, torch.zeros(0, dtype=torch.long), None)
+    loss.backward()
+    assert loss.item() == 0 and logits_AV.grad is not None and logits_AV.grad.shape == (0, 6)
+
+
 def test_which_heads_are_divided() -> None:
     assert shard_of(torch.nn.Linear(2, 3)) is None and shard_of(None) is None
     head = SimpleNamespace(is_vocab_parallel_lm_head=True, vocab_start_index=4, mp_group="group")
