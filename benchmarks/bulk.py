@@ -31,6 +31,7 @@ from csv_rows import append, command_line, machine
 
 from recloom.data_shards.artifacts import cache_dir
 from recloom.data_shards.renderer import Renderer
+from recloom.launcher.bulk_environment import worker_env
 from recloom.trainer.config_io import read_config
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.preparation import prepare_tables
@@ -98,14 +99,15 @@ def tree_tokens(prompts: list[list[int]]) -> int:
 
 
 def measure(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One turn of one side, in a process of its own."""
+    """One turn of one side, in a process of its own; ours in the environment that a pass gives its workers."""
     script, mode = SIDES[side]
     asked, out, log = folder / "work.json", folder / "measured.json", folder / "log.txt"
     out.unlink(missing_ok=True)
     asked.write_text(json.dumps({**work, "out": str(out)}))
     command = [sys.executable, str(HERE / "bulk_sides" / script), mode, str(asked)]
+    env = worker_env(work["threads"]) if side in OURS else None
     with log.open("w") as stream:
-        subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+        subprocess.run(command, env=env, stdout=stream, stderr=subprocess.STDOUT)
     if not out.is_file():
         sys.exit(f"{side} did not finish:\n{log.read_text()[-3000:]}")
     found: dict[str, Any] = json.loads(out.read_text())

@@ -1,7 +1,6 @@
 """The constrained step on a CPU, compiled by numba: one pass over each row, then its children.
 
-Shape letters as in `constrained_step.py`. The exponential is our own so that the loop vectorises: 2^x is
-2^round(x) by its exponent bits times a polynomial of the rest (Cephes' exp2f), 1e-7 relative.
+Shape letters as in `constrained_step.py`.
 """
 
 from __future__ import annotations
@@ -12,21 +11,14 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from recloom.kernels.numba_math import FAST, TOO_LARGE, exp_cut, f4, widened
 from recloom.kernels.numba_threads import as_many_threads_as_torch
 from recloom.kernels.token_trie import TokenTrie, end_mark
 from recloom.kernels.trie_restrictions import Restrictions
 
-# all but the two that would let the compiler drop NaN and infinities
-FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 BLOCK = 4096
 PROBE = 256  # words looked at for a shift
-f4, i4, u4 = np.float32, np.int32, np.uint32
 Read = Callable[..., np.float32]  # the value at a place of a row, widened to fp32
-LOG2_E = f4(1.4426950408889634)
-C0, C1, C2 = f4(1.535336188319500e-4), f4(1.339887440266574e-3), f4(9.618437357674640e-3)
-C3, C4, C5 = f4(5.550332471162809e-2), f4(2.402264791363012e-1), f4(6.931472028550421e-1)
-LOWEST, HIGHEST = f4(-126.0), f4(126.0)
-TOO_LARGE = f4(1e37)  # a sum in which some e^x may have been cut at 2^126
 
 
 def step_on_cpu(
@@ -77,24 +69,6 @@ def plain(restrictions: Restrictions | None) -> tuple[np.ndarray, np.ndarray, np
     return restrictions.offset_B1.astype(np.int64), restrictions.edge_P, restrictions.only_B
 
 
-@njit(inline="always", fastmath=FAST)
-def exp_cut(x: np.float32) -> np.float32:
-    """e^x, cut at 2^126, 2^-126 for what is smaller, NaN for NaN."""
-    t = x * LOG2_E
-    t = LOWEST if t < LOWEST else t
-    t = HIGHEST if t > HIGHEST else t
-    whole = np.rint(t)
-    rest = t - whole
-    p = C0 * rest + C1
-    p = p * rest + C2
-    p = p * rest + C3
-    p = p * rest + C4
-    p = p * rest + C5
-    p = p * rest + f4(1.0)
-    bits = i4((i4(whole) + i4(127)) << i4(23))
-    return p * bits.view(f4)
-
-
 @njit(inline="always")
 def read_fp32(row: np.ndarray, place: int) -> np.float32:
     return row[place]
@@ -102,7 +76,7 @@ def read_fp32(row: np.ndarray, place: int) -> np.float32:
 
 @njit(inline="always")
 def read_bf16(row: np.ndarray, place: int) -> np.float32:
-    return u4(u4(row[place]) << u4(16)).view(f4)
+    return widened(row[place])
 
 
 @njit(inline="always")

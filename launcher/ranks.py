@@ -14,21 +14,13 @@ from pathlib import Path
 import psutil
 
 from recloom.data_shards.errors import UserError
+from recloom.launcher.cpu_memory import KEEP_MEMORY
 from recloom.launcher.processes import die_with_parent
 from recloom.trainer.config import RunConfig
 from recloom.trainer.parallel_layout import check_ranks
 from recloom.trainer.stages import Run
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
-# ZeRO-3 gathers and drops whole layers all the time. On a CPU glibc would give each of them back to
-# the kernel and fault its pages in again, which took up to half of a step; so it keeps what it has. Pieces
-# of 32 MiB and more (the threshold can be no higher) go back all the same: kept, they break up its memory.
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 RANK_VARIABLES = (
     "RANK",
     "LOCAL_RANK",

@@ -20,6 +20,7 @@ from torch import Tensor
 from recloom.data_shards.renderer import SlotPosition
 from recloom.trainer.loss import soft_inputs
 from recloom.trainer.tree_attention import TREE, Tree
+from recloom.trainer.vocabulary_loss import normaliser
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ def score_answers(
     device = inputs["input_ids"].device
     if slots is not None:
         inputs |= soft_inputs(slots, inputs["input_ids"].shape[1], device)
-    logits_QV = model(**inputs).logits[0].float()
-    logprobs_QV = logits_QV - logits_QV.logsumexp(1, keepdim=True)
+    logits_QV = model(**inputs).logits[0]
+    normaliser_Q = normaliser(logits_QV)
     tokens = [
-        logprobs_QV[row, torch.tensor(list(answer), device=device)].cpu().numpy()
+        (logits_QV[row, torch.tensor(list(answer), device=device)].float() - normaliser_Q[row]).cpu().numpy()
         for row, answer in zip(rows, answers, strict=True)
     ]
     return Scored([tuple(answer) for answer in answers], tokens)
@@ -85,8 +86,8 @@ def score_next(
     only. No branch may be empty; `model` as in `score_answers`.
     """
     last_K = torch.stack([row[-1] for row in scored_rows([len(branch) for branch in branches])])
-    logits_KV = model(**tree_inputs(model, prompt, branches, last_K)).logits[0].float()
-    wanted_KW = logits_KV[:, list(words)] - logits_KV.logsumexp(1, keepdim=True)
+    logits_KV = model(**tree_inputs(model, prompt, branches, last_K)).logits[0]
+    wanted_KW = logits_KV[:, list(words)].float() - normaliser(logits_KV)[:, None]
     found: np.ndarray = wanted_KW.cpu().numpy()
     return found
 

@@ -14,6 +14,7 @@ from recloom.data_shards.packing import block_causal_mask
 from recloom.data_shards.renderer import SlotPosition
 from recloom.data_shards.stream import IGNORE, PackedRow, StepBatch
 from recloom.trainer.packed_attention import PACKED
+from recloom.trainer.shared_beginnings import share_beginnings
 from recloom.trainer.vocabulary_loss import VocabularyShard, summed_cross_entropy
 
 
@@ -55,7 +56,10 @@ def model_inputs(
     row: PackedRow, keep_A: torch.Tensor, attention: str, device: torch.device
 ) -> dict[str, Any]:
     """What the model's forward takes for one row; logits are asked for at `keep_A` only, and the last layer
-    is told so (`spare_last_layer`)."""
+    is told so (`spare_last_layer`). What samples have in common at their beginning is computed once."""
+    shared = share_beginnings(row, keep_A) if shares(row, attention, device) else None
+    if shared is not None:
+        row, keep_A = shared.row, shared.keep_A
     inputs: dict[str, Any] = {
         "input_ids": row.ids_T[None].to(device),
         "position_ids": row.position_ids_T[None].to(device),
@@ -64,10 +68,17 @@ def model_inputs(
     }
     if attention == PACKED:
         inputs |= {"boundaries": row.boundaries.tolist(), "kept_A": inputs["logits_to_keep"]}
+        inputs |= {"before": shared.before_S} if shared is not None and any(shared.before_S) else {}
     else:
         mask = block_causal_mask(row.boundaries, len(row.ids_T), torch.bool)
         inputs["attention_mask"] = mask.to(device)
     return inputs if row.slots is None else {**inputs, **soft_inputs(row.slots, len(row.ids_T), device)}
+
+
+def shares(row: PackedRow, attention: str, device: torch.device) -> bool:
+    """Whether samples may see each other's beginnings. On GPUs flash attention has all samples in one call,
+    each with keys of its own."""
+    return attention == PACKED and device.type == "cpu" and row.slots is None
 
 
 def soft_inputs(slots: list[SlotPosition], length: int, device: torch.device) -> dict[str, torch.Tensor]:

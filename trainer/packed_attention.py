@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from recloom.trainer.block_attention import block_attention, pays, samples_of
+from recloom.trainer.block_attention import Ranges, Sample, block_attention, pays, samples_of
 from recloom.trainer.varlen_attention import fits, varlen_attention
 
 PACKED = "packed"
@@ -27,6 +27,7 @@ def packed_attention(
     value_BHTD: torch.Tensor,
     attention_mask: torch.Tensor | None,
     boundaries: list[int],
+    before: list[Ranges] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -36,27 +37,53 @@ def packed_attention(
     Args:
         boundaries: ascending token offsets, the first 0, the last T; sample s is
             `boundaries[s]:boundaries[s + 1]`.
+        before: ranges of the row that a sample's tokens see in front of their own, a sample
+            (`share_beginnings`).
 
     Returns:
         The output (B, T, H, D) and no weights, as transformers expects.
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes boundaries, not a mask")
-    if fits(query_BHTD, dropout):
+    if before is None and fits(query_BHTD, dropout):
         return varlen_attention(query_BHTD, key_BHTD, value_BHTD, boundaries, scaling), None
-    samples = samples_of(boundaries)
+    samples = samples_of(boundaries, before=before)
     if pays(query_BHTD, samples, dropout):
         return block_attention(query_BHTD, key_BHTD, value_BHTD, samples, scaling), None
-    has_groups, parts = query_BHTD.shape[1] != key_BHTD.shape[1], []
-    for sample in samples:
-        own = slice(sample.start, sample.end)
-        query, key, value = (tensor[:, :, own] for tensor in (query_BHTD, key_BHTD, value_BHTD))
-        parts.append(
-            scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=has_groups
-            )
-        )
+    parts = [
+        sample_attention(query_BHTD, key_BHTD, value_BHTD, sample, scaling, dropout) for sample in samples
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def sample_attention(
+    query_BHTD: torch.Tensor,
+    key_BHTD: torch.Tensor,
+    value_BHTD: torch.Tensor,
+    sample: Sample,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """The output of one sample's own tokens, (B, H, N, D)."""
+    ranges = [*sample.before, (sample.start, sample.end)]
+    key, value = (
+        torch.cat([tensor[:, :, start:end] for start, end in ranges], dim=2)
+        for tensor in (key_BHTD, value_BHTD)
+    )
+    length = sample.end - sample.start
+    mask = None
+    if sample.before:
+        mask = query_BHTD.new_ones(length, sample.num_seen, dtype=torch.bool).tril(sample.num_seen - length)
+    return scaled_dot_product_attention(
+        query_BHTD[:, :, sample.start : sample.end],
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=query_BHTD.shape[1] != key_BHTD.shape[1],
+    )
 
 
 def no_mask(*_: Any, **__: Any) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from recloom.kernels.seen_softmax import SeenKeys, softmax_where_seen_
 from recloom.trainer.block_attention import Sample, block_attention, pays
 from recloom.trainer.packed_attention import no_mask
 
@@ -29,18 +30,20 @@ CPU_BUNCH, GPU_BUNCH = 64, 1024  # tokens; a GPU would rather compute more than 
 
 @dataclass(frozen=True)
 class Bunch:
-    """The tokens `start:end` of whole branches. hidden_NN: what comes later, or belongs to another branch."""
+    """The tokens `start:end` of whole branches. seen: which keys each of them sees, of the prompt's and the
+    bunch's."""
 
     start: int
     end: int
-    hidden_NN: Tensor
+    seen: SeenKeys
 
     @classmethod
-    def of(cls, start: int, lengths: Sequence[int], device: torch.device) -> Bunch:
-        branch_N = torch.repeat_interleave(torch.tensor(lengths))
-        later_NN = torch.ones(len(branch_N), len(branch_N), dtype=torch.bool).triu(1)
-        hidden_NN = (branch_N[:, None] != branch_N) | later_NN
-        return cls(start, start + len(branch_N), hidden_NN.to(device))
+    def of(cls, prompt: int, start: int, lengths: Sequence[int], device: torch.device) -> Bunch:
+        before_N = torch.cat([torch.arange(length, dtype=torch.int32) for length in lengths])  # in its branch
+        key_N = torch.arange(prompt, prompt + len(before_N), dtype=torch.int32)
+        prompt_N = torch.full_like(key_N, prompt)
+        seen = SeenKeys(prompt_N, key_N - before_N, key_N + 1, prompt + len(key_N), device)
+        return cls(start, start + len(key_N), seen)
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Tree:
         bunches, taken, start = [], list[int](), prompt
         for length in lengths:
             if taken and sum(taken) + length > most:
-                bunches.append(Bunch.of(start, taken, device))
+                bunches.append(Bunch.of(prompt, start, taken, device))
                 start, taken = bunches[-1].end, []
             taken.append(length)
         if sum(taken):
-            bunches.append(Bunch.of(start, taken, device))
+            bunches.append(Bunch.of(prompt, start, taken, device))
         return cls(prompt, bunches)
 
 
@@ -113,9 +116,8 @@ def bunch_attention(
         for both in (key_KTD, value_KTD)
     )
     query = query_HND.reshape(groups, -1, width)  # heads that share keys together, token by token in each
-    scores = torch.bmm(query, key.transpose(1, 2)).view(heads, length, -1)
-    scores[..., prompt:].masked_fill_(bunch.hidden_NN, -torch.inf)
-    shares = torch.softmax(scores, dim=2).view(groups, heads // groups * length, -1)
+    scores = torch.bmm(query, key.transpose(1, 2)).view(heads, length, 1, -1)
+    shares = softmax_where_seen_(scores, bunch.seen).view(groups, heads // groups * length, -1)
     return torch.bmm(shares, value).view(heads, length, width).transpose(0, 1)
 
 

@@ -49,6 +49,11 @@ def normaliser_and_target(
     return found
 
 
+def normaliser(logits_AV: Tensor) -> Tensor:
+    """log sum exp over the words that are here, (A,) float32, few rows at a time."""
+    return torch.cat([logits_AV[few].float().logsumexp(1) for few in parts(logits_AV)])
+
+
 class NormaliserAndTarget(torch.autograd.Function):
     """The gradient of a word's logit is its probability, and one more at the target.
 
@@ -60,7 +65,7 @@ class NormaliserAndTarget(torch.autograd.Function):
     def forward(
         ctx: Any, logits_AV: Tensor, target_A: Tensor, shard: VocabularyShard | None
     ) -> tuple[Tensor, Tensor]:
-        normaliser_A = torch.cat([logits_AV[few].float().logsumexp(1) for few in parts(logits_AV)])
+        normaliser_A = normaliser(logits_AV)
         local_A = target_A - (shard.start if shard else 0)
         is_here_A = (local_A >= 0) & (local_A < logits_AV.shape[1])
         local_A = local_A.where(is_here_A, 0)

@@ -15,7 +15,8 @@ import yaml
 from recloom.data_shards.artifacts import atomic_write_text, cache_dir
 from recloom.data_shards.errors import UserError
 from recloom.data_shards.secrets import is_secret
-from recloom.launcher.ranks import KEEP_MEMORY, TRAIN, rank_environment
+from recloom.launcher.cpu_memory import KEEP_MEMORY
+from recloom.launcher.ranks import TRAIN, rank_environment
 from recloom.trainer.config import RunConfig
 from recloom.trainer.config_io import config_dict, dump_config
 from recloom.trainer.parallel_layout import check_ranks

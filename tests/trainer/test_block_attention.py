@@ -74,6 +74,22 @@ def test_memory_may_lie_token_by_token() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_beginning_elsewhere_is_seen(heads: tuple[int, int]) -> None:
+    """The second sample's first 7 + 4 tokens are tokens of the first, computed there."""
+    length = BLOCK + 40
+    row = random_heads(length, heads)
+    samples = [Sample(0, 30), Sample(30, length, before=((0, 7), (11, 15)))]
+    found = block_attention(*row, samples, 0.3)
+    whole = [torch.cat([head[:, :, :7], head[:, :, 11:15], head[:, :, 30:]], dim=2) for head in row]
+    wanted = torch.cat(
+        [dense([head[:, :, :30] for head in row], 0, 0.3), dense(whole, 0, 0.3)[:, 11:]], dim=1
+    )
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(gradients(found, row), gradients(wanted, row), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_pays_only_in_short_bfloat16_on_a_cpu() -> None:
     query = torch.zeros(1, 1, LONGEST + 2, 2, dtype=torch.bfloat16)
     samples = [Sample(0, LONGEST), Sample(LONGEST, LONGEST + 2)]
@@ -82,6 +98,7 @@ def test_pays_only_in_short_bfloat16_on_a_cpu() -> None:
     assert not pays(query.float(), samples, 0.0)
     assert not pays(query.to("meta"), samples, 0.0)
     assert not pays(query, [Sample(0, LONGEST + 2)], 0.0)
+    assert not pays(query, [Sample(0, LONGEST), Sample(LONGEST, LONGEST + 2, before=((0, LONGEST),))], 0.0)
 
 
 def test_packed_rows_in_bfloat16_are_near_the_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,10 @@ def blank_attention(
     if pays(query_BHTD, samples, dropout):
         return block_attention(query_BHTD, key_BHTD, value_BHTD, samples, scaling), None
     parts = []
-    for start, end, count in samples:
-        query, key, value = (tensor[:, :, start:end] for tensor in (query_BHTD, key_BHTD, value_BHTD))
-        parts += sample_attention(query, key, value, count, scaling, dropout)
+    for sample in samples:
+        own = slice(sample.start, sample.end)
+        query, key, value = (tensor[:, :, own] for tensor in (query_BHTD, key_BHTD, value_BHTD))
+        parts += sample_attention(query, key, value, sample.prefix, scaling, dropout)
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
