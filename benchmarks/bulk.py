@@ -99,7 +99,7 @@ def tree_tokens(prompts: list[list[int]]) -> int:
 
 
 def measure(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One turn of one side, in a process of its own; ours in the environment that a pass gives its workers."""
+    """One turn of one side, in a process of its own; ours in the environment of a pass's workers."""
     script, mode = SIDES[side]
     asked, out, log = folder / "work.json", folder / "measured.json", folder / "log.txt"
     out.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """glibc's allocator, told to keep what it has.
 
-A pass of a network takes and gives back the same large tensors all the time. glibc returns each of them to
-the kernel and faults its pages in again, which took up to half of a step under ZeRO-3 and a fifth of a scoring
-pass. Pieces of 32 MiB and more (the threshold can be no higher) go back all the same: kept, they break up its
+A network takes and gives back the same large tensors all the time. glibc returns each of them to the kernel
+and faults its pages in again, which took up to half of a step under ZeRO-3 and a fifth of a scoring pass.
+Pieces of 32 MiB and more (the threshold can be no higher) go back all the same: kept, they break up its
 memory.
 """
 
