@@ -65,11 +65,7 @@ def sample_attention(
     dropout: float,
 ) -> torch.Tensor:
     """The output of one sample's own tokens, (B, H, N, D)."""
-    ranges = [*sample.before, (sample.start, sample.end)]
-    key, value = (
-        torch.cat([tensor[:, :, start:end] for start, end in ranges], dim=2)
-        for tensor in (key_BHTD, value_BHTD)
-    )
+    key, value = (seen_tokens(tensor, sample) for tensor in (key_BHTD, value_BHTD))
     length = sample.end - sample.start
     mask = None
     if sample.before:
@@ -84,6 +80,13 @@ def sample_attention(
         dropout_p=dropout,
         enable_gqa=query_BHTD.shape[1] != key_BHTD.shape[1],
     )
+
+
+def seen_tokens(all_BHTD: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """The keys or values that a sample sees; a copy only where they lie apart."""
+    own = all_BHTD[:, :, sample.start : sample.end]
+    before = [all_BHTD[:, :, start:end] for start, end in sample.before]
+    return torch.cat([*before, own], dim=2) if before else own
 
 
 def no_mask(*_: Any, **__: Any) -> None:

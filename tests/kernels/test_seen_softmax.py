@@ -63,6 +63,21 @@ def test_equals_a_masked_softmax(
     assert (found[seen.hidden_NS[:, None].expand(found.shape)] == 0).all()
 
 
+def test_threads_change_nothing() -> None:
+    scores = torch.randn(3, 40, 3, 70).bfloat16()
+    seen = SeenKeys.causal(31, 40, 0, 70, CPU)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(softmax_where_seen_(scores.clone(), seen))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 def test_causal_queries_see_at_least_some() -> None:
     seen = SeenKeys.causal(2, 4, 3, 6, CPU)
     assert (~seen.hidden_NS).sum(1).tolist() == [3, 3, 4, 5]
