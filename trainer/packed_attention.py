@@ -27,9 +27,9 @@ def packed_attention(
     value_BHTD: torch.Tensor,
     attention_mask: torch.Tensor | None,
     boundaries: list[int],
-    before: list[Ranges] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    before: list[Ranges] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each sample.
