@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 ROWS = HERE / "kernels.csv"
 FLUSH_BYTES = 256 * 2**20
 ON_TITLES = ("token_trie", "constrained_step", "generate_items", "bulk_items")
-OPS = ("soft_tokens", "catalog_softmax", "full_rank", "packed_attention", *ON_TITLES)
+OPS = ("soft_tokens", "catalog_softmax", "full_rank", "packed_attention", "row_passes", *ON_TITLES)
 
 
 def cases_of(op: str, device: str, data: Path | None) -> Iterator[Case]:

@@ -18,6 +18,7 @@ from recloom.trainer.candidate_scoring import score_next
 from recloom.trainer.decoder_layers import spare_last_layer
 from recloom.trainer.models import quiet_transformers
 from recloom.trainer.requests import Answer, BulkSettings, Request
+from recloom.trainer.scoring_regions import fuse_regions
 from recloom.trainer.tree_attention import TREE
 
 MAX_TOKENS = 4096  # of a group: the attention's scores grow with it
@@ -32,6 +33,7 @@ class Scorer:
         dtype = getattr(torch, settings.dtype)
         with quiet_transformers():
             llm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=TREE)
+        fuse_regions(llm)
         spare_last_layer(llm)
         self.llm = llm.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.vocab_size: int = llm.config.vocab_size

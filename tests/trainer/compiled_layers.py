@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from recloom.trainer.compiled_regions import compile_regions, gated_forward, norm_forward
+from recloom.trainer.compiled_regions import compile_regions
+from recloom.trainer.layer_regions import gated_forward, norm_forward
 
 LENGTHS = (7, 12, 33)
 
