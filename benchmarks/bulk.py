@@ -1,12 +1,13 @@
 """Scoring a user's candidates with one token each: RecLoom's bulk engine against vLLM and Hugging Face.
 
     python benchmarks/bulk.py                       SmolLM2-135M on all cores, ML-100K's rating questions
-    python benchmarks/bulk.py --candidates 100 --users 3
+    python benchmarks/bulk.py --candidates 100 --users 4
     python benchmarks/bulk.py --model DIR --users 200   another model, on the GPU that is there
 
 The questions are Llama4Rec's pointwise ones: how would this user rate each of 20 candidates, told by the
-log-probabilities of the labels. All sides answer the same token ids, take turns in processes of their own,
-and must agree on the log-probabilities. The least that can be computed is each distinct beginning once (the
+log-probabilities of the labels. All sides answer the same token ids on the same cores, take turns in
+processes of their own, and must agree on the log-probabilities. With `2 engines` two processes, a thread
+each, share the users (`bulk.engines: 2`). The least that can be computed is each distinct beginning once (the
 prefix tree); `saving` is the share of that saving that a side reached. Ratios come last, and a row a side
 goes to bulk.csv.
 """
@@ -21,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,36 @@ HERE = Path(__file__).resolve().parent
 ROWS = HERE / "bulk.csv"
 CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
 HISTORY = 20  # items, the system's default; the quickstart's are shorter
-SIDES = {
-    "RecLoom, scoring: vllm": ("ours_vllm.py", ""),
-    "RecLoom, scoring: one_pass": ("ours_one_pass.py", ""),
-    "vLLM, a call a candidate": ("vllm_plain.py", "call"),
-    "vLLM, one call": ("vllm_plain.py", "all"),
-    "Hugging Face, batches": ("hf.py", ""),
-}
-OURS = list(SIDES)[:2]
 TOLERANCE = {"bfloat16": 0.35, "float32": 1e-3}  # of a label's log-probability
+
+
+@dataclass(frozen=True)
+class Side:
+    """A script of bulk_sides/. engines: processes that share the cores and the users."""
+
+    name: str
+    script: str
+    mode: str = ""
+    engines: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("RecLoom")
+
+
+def sides_of(threads: int) -> list[Side]:
+    """On a CPU also the fastest of ours, and the peer that the target names, with an engine a thread."""
+    single = [
+        Side("RecLoom, scoring: vllm", "ours_vllm.py"),
+        Side("RecLoom, scoring: one_pass", "ours_one_pass.py"),
+        Side("vLLM, a call a candidate", "vllm_plain.py", "call"),
+        Side("vLLM, one call", "vllm_plain.py", "all"),
+        Side("Hugging Face, batches", "hf.py"),
+    ]
+    if threads == 1 or torch.cuda.is_available():
+        return single
+    many = [replace(side, name=f"{side.name}, {threads} engines", engines=threads) for side in single[1:3]]
+    return [*single[:2], many[0], single[2], many[1], *single[3:]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +108,9 @@ def make_questions(folder: Path, model: Path, users: int, candidates: int, seed:
     return Questions(found, list(label_tree(renderer, rating_labels(tables)).first_ids))
 
 
+Turns = dict[Side, list[dict[str, Any]]]  # what each turn of a side measured
+
+
 def tree_tokens(prompts: list[list[int]]) -> int:
     """Nodes of the prompts' prefix tree: what has to be computed at least."""
     ordered = sorted(prompts)
@@ -98,23 +123,48 @@ def tree_tokens(prompts: list[list[int]]) -> int:
     return total
 
 
-def measure(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One turn of one side, in a process of its own; ours in the environment of a pass's workers."""
-    script, mode = SIDES[side]
-    asked, out, log = folder / "work.json", folder / "measured.json", folder / "log.txt"
-    out.unlink(missing_ok=True)
-    asked.write_text(json.dumps({**work, "out": str(out)}))
-    command = [sys.executable, str(HERE / "bulk_sides" / script), mode, str(asked)]
-    env = worker_env(work["threads"]) if side in OURS else None
-    with log.open("w") as stream:
-        subprocess.run(command, env=env, stdout=stream, stderr=subprocess.STDOUT)
-    if not out.is_file():
-        sys.exit(f"{side} did not finish:\n{log.read_text()[-3000:]}")
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+def measure(side: Side, work: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One turn of one side, in processes of its own; ours in the environment of a pass's workers."""
+    warm, *users = work["users"]
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        engines = [
+            Engine(side, work | {"users": [warm, *users[n :: side.engines]]}, Path(name) / f"{n}.json")
+            for n in range(side.engines)
+        ]
+        found = [engine.measured() for engine in engines]
+    of_user = [iter(one["logprobs"]) for one in found]
+    logprobs = [next(of_user[n % side.engines]) for n, user in enumerate(users) for _ in user]
+    return {
+        "seconds": max(one["seconds"] for one in found),
+        "start_seconds": max(one["start_seconds"] for one in found),
+        "computed": sum(one["computed"] for one in found),
+        "logprobs": logprobs,
+    }
 
 
-def check(turns: dict[str, list[dict[str, Any]]], tolerance: float) -> float:
+class Engine:
+    """A process of a side, started at once."""
+
+    def __init__(self, side: Side, work: dict[str, Any], out: Path) -> None:
+        self.side, self.out, self.log = side, out, out.with_suffix(".log")
+        threads = work["threads"] // side.engines
+        told = work | {"threads": threads, "engines": side.engines, "out": str(out)}
+        asked = out.with_suffix(".asked")
+        asked.write_text(json.dumps(told))
+        command = [sys.executable, str(HERE / "bulk_sides" / side.script), side.mode, str(asked)]
+        env = worker_env(threads) if side.is_ours else None
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(command, env=env, stdout=stream, stderr=subprocess.STDOUT)
+
+    def measured(self) -> dict[str, Any]:
+        self.process.wait()
+        if not self.out.is_file():
+            sys.exit(f"{self.side.name} did not finish:\n{self.log.read_text()[-3000:]}")
+        found: dict[str, Any] = json.loads(self.out.read_text())
+        return found
+
+
+def check(turns: Turns, tolerance: float) -> float:
     """The largest difference of a log-probability between two sides; above tolerance all ends."""
     first, *others = (np.array(found[0]["logprobs"]) for found in turns.values())
     worst = max(float(np.abs(first - other).max()) for other in others)
@@ -124,16 +174,16 @@ def check(turns: dict[str, list[dict[str, Any]]], tolerance: float) -> float:
 
 
 def rows_of(
-    turns: dict[str, list[dict[str, Any]]], questions: Questions, options: argparse.Namespace, worst: float
+    turns: Turns, questions: Questions, options: argparse.Namespace, worst: float
 ) -> list[dict[str, Any]]:
     count, total = len(questions.timed), sum(map(len, questions.timed))
     optimum = total - tree_tokens(questions.timed)
     rates = {side: [count / turn["seconds"] for turn in found] for side, found in turns.items()}
-    best = max(statistics.median(rates[side]) for side in OURS)
+    best = max(statistics.median(rates[side]) for side in turns if side.is_ours)
     return [
         {
             "date": datetime.date.today().isoformat(),
-            "side": side,
+            "side": side.name,
             "model": options.model,
             "dtype": options.dtype,
             "users": options.users,
@@ -172,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    turns: Turns = {side: [] for side in sides_of(options.threads)}
     with tempfile.TemporaryDirectory() as name:
         folder, model = Path(name), resolve_model(options.model, cache_dir())
         questions = make_questions(folder, model, options.users, options.candidates, options.seed)
@@ -189,7 +239,7 @@ def main() -> None:
             for side, found in turns.items():
                 found.append(measure(side, work, folder))
                 rate = len(questions.timed) / found[-1]["seconds"]
-                print(f"turn {turn + 1}, {side}: {rate:,.1f} items/s", file=sys.stderr, flush=True)
+                print(f"turn {turn + 1}, {side.name}: {rate:,.1f} items/s", file=sys.stderr, flush=True)
     worst = check(turns, TOLERANCE[options.dtype])
     rows = rows_of(turns, questions, options, worst)
     if not options.no_row:
@@ -197,9 +247,10 @@ def main() -> None:
     print(f"log-probabilities of {len(questions.timed)} questions agree within {worst:.2f}")
     for row in rows:
         speed = f"{row['items_s']:8.1f} items/s {row['users_s']:7.2f} users/s, start {row['start_s']} s"
-        print(f"{row['side']:<26}{speed}, saving {row['saving']:.3f} of the optimum")
-    for row in rows[len(OURS) :]:
-        print(f"the faster of ours against {row['side']}: {row['ours_is_faster']}")
+        print(f"{row['side']:<37}{speed}, saving {row['saving']:.3f} of the optimum")
+    for side, row in zip(turns, rows, strict=True):
+        if not side.is_ours:
+            print(f"the fastest of ours against {side.name}: {row['ours_is_faster']}")
 
 
 if __name__ == "__main__":

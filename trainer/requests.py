@@ -58,7 +58,8 @@ class BulkSettings(BaseModel):
     engines: int = Field(
         default=1,
         ge=1,
-        description="Engines on this machine, each with the whole model, on a GPU of its own.",
+        description="Engines on this machine, each with the whole model, on a GPU of its own; on a CPU an engine "
+        "a core scores faster than one with all cores.",
     )
     threads: int | None = Field(
         default=None,

@@ -48,7 +48,7 @@ def main() -> None:
     started = time.perf_counter() - begin
 
     batched(model, work.warm, work.labels)
-    begin = time.perf_counter()
+    begin = work.begin()
     logprobs_NL, computed = batched(model, work.prompts, work.labels)
     Measured(time.perf_counter() - begin, started, computed, as_lists(logprobs_NL)).write(work)
     leave()

@@ -35,7 +35,7 @@ def measure(make: Callable[[Work, BulkSettings], Any]) -> None:
     warm, requests = (requests_of(prompts, work.labels) for prompts in (work.warm, work.prompts))
     started = time.perf_counter() - begin
     ask(engine, settings, warm)
-    engine.computed, begin = 0, time.perf_counter()
+    engine.computed, begin = 0, work.begin()
     answers = ask(engine, settings, requests)
     seconds = time.perf_counter() - begin
     logprobs = [list(answers[request.key].scores) for request in requests]

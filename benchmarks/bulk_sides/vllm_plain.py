@@ -35,7 +35,7 @@ def main() -> None:
 
     started = time.perf_counter() - begin
     ask(work.warm)
-    begin = time.perf_counter()
+    begin = work.begin()
     found = ask(work.prompts)
     seconds = time.perf_counter() - begin
     logprobs = [[one.outputs[0].logprobs[0][label].logprob for label in work.labels] for one in found]

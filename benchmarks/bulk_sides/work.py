@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ WARM_USERS = 1  # compiles, fills allocators
 class Work:
     """What a side is asked: the next token's log-probability of each label behind each prompt.
 
-    users: a list of prompts (token ids) a user, which begin alike. threads: of the CPU.
+    users: a list of prompts (token ids) a user, which begin alike. threads: of the CPU. engines: processes
+    that share the side's users, of which this is one; `out` lies in a folder that all of them see.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Work:
     dtype: str
     threads: int
     longest: int
+    engines: int
 
     @classmethod
     def read(cls) -> Work:
@@ -39,6 +42,14 @@ class Work:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its logprobs otherwise, for seconds
         return work
+
+    def begin(self) -> float:
+        """The time at which all engines of the side are warm: they are timed side by side."""
+        out = Path(self.out)
+        out.with_suffix(".warm").touch()
+        while len(list(out.parent.glob("*.warm"))) < self.engines:
+            time.sleep(0.001)
+        return time.perf_counter()
 
     @property
     def warm(self) -> list[list[int]]:
