@@ -181,17 +181,34 @@ def cut(ordered: list[Request], size: int) -> Iterator[list[Request]]:
     The cache starts empty with every chunk: what the requests on both sides of a cut share is computed twice.
     """
     start = 0
-    while len(ordered) - start > size:
-        end = best_cut(ordered, start, size)
+    while start < len(ordered):
+        end = best_end(ordered, start, size)
         yield ordered[start:end]
         start = end
-    yield ordered[start:]
 
 
-def best_cut(ordered: list[Request], start: int, size: int) -> int:
-    """The last of the ends with the fewest tokens computed anew for a request of the chunk."""
+def best_end(ordered: list[Request], start: int, size: int) -> int:
+    """The last of the ends with the fewest tokens computed anew for a request of the chunk.
+
+    If all of them part a user's scored candidates, the end of these, up to twice `size`: a score costs
+    little but its prompt.
+    """
+    if len(ordered) - start <= size:
+        return len(ordered)
     ends = range(start + size, start + (size + 1) // 2 - 1, -1)
-    return min(ends, key=lambda end: num_shared(ordered[end - 1], ordered[end]) / (end - start))
+    best = min(ends, key=lambda end: num_shared(ordered[end - 1], ordered[end]) / (end - start))
+    if not parts_candidates(ordered, best):
+        return best
+    longer = range(start + size + 1, min(start + 2 * size, len(ordered)) + 1)
+    return next((end for end in longer if not parts_candidates(ordered, end)), best)
+
+
+def parts_candidates(ordered: list[Request], end: int) -> bool:
+    """Whether both sides score what follows a beginning of at least half of their prompts."""
+    if end == len(ordered) or not ordered[end].score_ids:
+        return False
+    sides = ordered[end - 1], ordered[end]
+    return 2 * num_shared(*sides) >= max(len(side.prompt_ids) for side in sides) > 0
 
 
 def num_shared(one: Request, other: Request) -> int:

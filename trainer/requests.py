@@ -40,7 +40,10 @@ class BulkSettings(BaseModel):
         default=None, ge=2, description="Longest prompt plus answer in tokens; empty: the model's own limit."
     )
     chunk_size: int = Field(
-        default=64, ge=1, description="Requests committed together: what a crash can cost."
+        default=64,
+        ge=1,
+        description="Requests committed together: what a crash can cost; up to twice as many to keep a user's "
+        "scored candidates together.",
     )
     max_num_seqs: int = Field(default=64, ge=1, description="Requests that the engine works on at once.")
     block_size: int = Field(

@@ -137,7 +137,7 @@ def test_chunks_hold_one_kind_in_prefix_order(rows: list[tuple[list[int], int]],
     planned = list(plan_chunks(asked, size))
     assert sorted(r.key for chunk in planned for r in chunk) == sorted(r.key for r in asked)
     for chunk in planned:
-        assert 1 <= len(chunk) <= size
+        assert 1 <= len(chunk) <= size * (2 if chunk[0].score_ids else 1)
         assert 2 * len(chunk) >= size or chunk[-1] in [kind[-1] for kind in kinds(planned)]
         assert len({len(r.score_ids) for r in chunk}) == 1
         assert chunk == sorted(chunk, key=lambda r: (r.prompt_ids, r.key))
@@ -150,8 +150,28 @@ def test_chunks_are_cut_between_users() -> None:
     ]
     sizes = [len(chunk) for chunk in plan_chunks(asked, 64)]
     assert sizes == [60, 60, 60]
-    one_user = [Request((*[5] * 30, item), 1, score_ids=(1,)) for item in range(150)]
-    assert [len(chunk) for chunk in plan_chunks(one_user, 64)] == [64, 64, 22]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "scored", "sizes"),
+    [
+        (100, True, [100, 100]),
+        (128, True, [128, 128]),
+        (130, True, [64, 66, 64, 66]),
+        (100, False, [64, 36, 64, 36]),
+        (30, True, [60]),
+    ],
+)
+def test_a_users_candidates_stay_together_up_to_two_chunks(
+    candidates: int, scored: bool, sizes: list[int]
+) -> None:
+    scores, length = ((1,), 1) if scored else ((), 9)
+    asked = [
+        Request((*[user] * 30, item), length, score_ids=scores)
+        for user in range(2)
+        for item in range(candidates)
+    ]
+    assert [len(chunk) for chunk in plan_chunks(asked, 64)] == sizes
 
 
 def test_chunks_that_are_left_are_those_of_the_whole_pass(tmp_path: Path) -> None:
