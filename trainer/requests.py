@@ -42,8 +42,8 @@ class BulkSettings(BaseModel):
     chunk_size: int = Field(
         default=64,
         ge=1,
-        description="Requests committed together: what a crash can cost; up to twice as many to keep a user's "
-        "scored candidates together.",
+        description="Requests committed together: what a crash can cost; up to twice as many where that "
+        "keeps a user's scored candidates together.",
     )
     max_num_seqs: int = Field(default=64, ge=1, description="Requests that the engine works on at once.")
     block_size: int = Field(
@@ -61,8 +61,8 @@ class BulkSettings(BaseModel):
     engines: int = Field(
         default=1,
         ge=1,
-        description="Engines on this machine, each with the whole model, on a GPU of its own; on a CPU an engine "
-        "a core scores faster than one with all cores.",
+        description="Engines on this machine, each with the whole model, on a GPU of its own; on a CPU an "
+        "engine a core scores faster than one with all cores.",
     )
     threads: int | None = Field(
         default=None,
