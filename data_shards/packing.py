@@ -17,15 +17,25 @@ from numba import njit
 def pack_window(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     """Indices of the samples, row by row, each row at most `capacity` tokens long.
 
-    Best-fit decreasing, and where that leaves more rows than the tokens need, row by row the best filling;
-    the fewer rows win. Filling helps where samples are long and alike, at a third of the capacity, say. A
-    sample longer than `capacity` gets a row of its own. Depends on lengths and their order only.
+    Best-fit decreasing, and where fewer rows are not out of question, row by row the best filling; the fewer
+    rows win. Filling helps where samples are long and alike, at a third of the capacity, say. A sample longer
+    than `capacity` gets a row of its own. Depends on lengths and their order only.
     """
     lengths_N = np.asarray(lengths, dtype=np.int64)
     rows = best_fit_decreasing(lengths_N, capacity)
-    if len(rows) * capacity < lengths_N.sum() + capacity:
+    if len(rows) <= fewest_rows(lengths_N, capacity):
         return rows
     return min(rows, fill_rows(lengths_N, capacity), key=len)
+
+
+def fewest_rows(lengths_N: np.ndarray, capacity: int) -> int:
+    """No packing has fewer: what the tokens need, and of the samples above 1 / (k + 1) of a row k a row."""
+    if not len(lengths_N):
+        return 0
+    sorted_N = np.sort(np.minimum(lengths_N, capacity))
+    k_K = np.arange(1, max(1, capacity // max(1, int(sorted_N[0]))) + 1)
+    longer_K = len(sorted_N) - np.searchsorted(sorted_N, capacity // (k_K + 1), side="right")
+    return max(int(-(-sorted_N.sum() // capacity)), int((-(-longer_K // k_K)).max()))
 
 
 def best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> list[list[int]]:

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recloom.data_shards import packing
 from recloom.data_shards.packing import (
     best_filling,
     best_fit_decreasing,
     block_causal_mask,
+    fewest_rows,
     fill_rows,
     pack_window,
     packing_efficiency,
@@ -53,6 +55,35 @@ def test_packing_keeps_every_sample_and_fits(lengths: list[int], capacity: int) 
 def test_best_fit_decreasing(lengths: list[int], capacity: int) -> None:
     rows = best_fit_decreasing(np.asarray(lengths, dtype=np.int64), capacity)
     assert sorted(capacity - sum(lengths[k] for k in row) for row in rows) == slow_best_fit(lengths, capacity)
+
+
+def fewest_by_trying(lengths: list[int], capacity: int) -> int:
+    """Rows of the best packing, all ways tried; a sample that is too long has a row of its own."""
+    if not lengths:
+        return 0
+    first, *others = lengths
+    subsets = chain.from_iterable(combinations(range(len(others)), n) for n in range(len(lengths)))
+    fitting = [
+        chosen for chosen in subsets if not chosen or first + sum(others[k] for k in chosen) <= capacity
+    ]
+    return 1 + min(
+        fewest_by_trying([length for k, length in enumerate(others) if k not in chosen], capacity)
+        for chosen in fitting
+    )
+
+
+@SETTINGS
+@given(lengths=st.lists(st.integers(1, 40), max_size=6), capacity=st.integers(1, 60))
+def test_no_packing_has_fewer_rows_than_the_bound(lengths: list[int], capacity: int) -> None:
+    fewest = fewest_by_trying(lengths, capacity)
+    assert fewest_rows(np.asarray(lengths, dtype=np.int64), capacity) <= fewest
+    assert fewest <= len(pack_window(lengths, capacity))
+
+
+def test_rows_that_cannot_be_fewer_are_not_filled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four samples of 420 to 509 fit into 2,048, however they are chosen; filling is what takes the time."""
+    monkeypatch.setattr(packing, "fill_rows", lambda lengths_N, capacity: pytest.fail("filled"))
+    assert len(pack_window([420 + k % 90 for k in range(1024)], 2048)) == 256
 
 
 @SETTINGS
