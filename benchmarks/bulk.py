@@ -3,6 +3,8 @@
     python benchmarks/bulk.py                       SmolLM2-135M on all cores, ML-100K's rating questions
     python benchmarks/bulk.py --candidates 100 --users 4
     python benchmarks/bulk.py --model DIR --users 200   another model, on the GPU that is there
+    python benchmarks/bulk.py --prompts.history_items 10
+    python benchmarks/bulk.py --config configs/llama4rec/corpus_bookcrossing.yaml --data.path DATA
 
 The questions are Llama4Rec's pointwise ones: how would this user rate each of 20 candidates, told by the
 log-probabilities of the labels. All sides answer the same token ids on the same cores, take turns in
@@ -31,8 +33,10 @@ import torch
 from csv_rows import append, command_line, machine
 
 from recloom.data_shards.artifacts import cache_dir
+from recloom.data_shards.errors import UserError
 from recloom.data_shards.renderer import Renderer
 from recloom.launcher.bulk_environment import worker_env
+from recloom.launcher.overrides import HELP, split_overrides
 from recloom.trainer.config_io import read_config
 from recloom.trainer.models import load_tokenizer, resolve_model
 from recloom.trainer.preparation import prepare_tables
@@ -44,7 +48,7 @@ from recloom.trainer.systems.llama4rec.settings import Llama4RecConfig
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "bulk.csv"
 CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
-HISTORY = 20  # items, the system's default; the quickstart's are shorter
+DEFAULTS = [("prompts.history_items", "20")]  # the paper's; the quickstart's are shorter
 TOLERANCE = {"bfloat16": 0.35, "float32": 1e-3}  # of a label's log-probability
 
 
@@ -89,11 +93,19 @@ class Questions:
         return [prompt for user in self.users[1:] for prompt in user]
 
 
-def make_questions(folder: Path, model: Path, users: int, candidates: int, seed: int) -> Questions:
+def read_settings(path: Path | None, overrides: list[tuple[str, str]]) -> Llama4RecConfig:
+    """A config's data and prompts. Raises UserError for a config of another system."""
+    config = read_config(path or CONFIG, overrides if path else [*DEFAULTS, *overrides])
+    if not isinstance(config, Llama4RecConfig):
+        raise UserError(f"{path}: system is {config.system}: give a config of llama4rec.")
+    return config
+
+
+def make_questions(
+    config: Llama4RecConfig, folder: Path, model: Path, users: int, candidates: int, seed: int
+) -> Questions:
     """Pointwise questions about drawn users and candidates that they have not rated, plain prompts; one user
     more to warm up."""
-    config = read_config(CONFIG, [("prompts.history_items", str(HISTORY))])
-    assert isinstance(config, Llama4RecConfig)
     tables, splits = prepare_tables(Run(config, folder, cache_dir()))
     train = splits.rating.train
     prompter = make_prompter(config, tables.titles, tables.num_users, "rating", train, train, None, None)
@@ -206,7 +218,10 @@ def rows_of(
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], epilog=HELP)
+    made.add_argument(
+        "--config", type=Path, help="of llama4rec, whose data and prompts to take; the quickstart's"
+    )
     made.add_argument("--model", default="smollm2-135m-instruct", help="a name, or a Hugging Face folder")
     made.add_argument("--dtype", default="bfloat16", choices=sorted(TOLERANCE))
     made.add_argument("--users", type=int, default=8, help="timed users")
@@ -220,12 +235,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    try:
+        options, overrides = split_overrides(parser(), sys.argv[1:])
+        compare(options, read_settings(options.config, overrides))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def compare(options: argparse.Namespace, config: Llama4RecConfig) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     turns: Turns = {side: [] for side in sides_of(options.threads)}
     with tempfile.TemporaryDirectory() as name:
         folder, model = Path(name), resolve_model(options.model, cache_dir())
-        questions = make_questions(folder, model, options.users, options.candidates, options.seed)
+        questions = make_questions(config, folder, model, options.users, options.candidates, options.seed)
         longest = max(len(prompt) for user in questions.users for prompt in user)
         work = {
             "model": str(model),

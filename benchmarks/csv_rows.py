@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-PLACES = {"--data": "DATA", "--folder": "FOLDER", "--model": "MODEL", "--corpus": "CORPUS"}
+PLACES = {
+    "--data": "DATA",
+    "--data.path": "DATA",
+    "--folder": "FOLDER",
+    "--model": "MODEL",
+    "--corpus": "CORPUS",
+}
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
