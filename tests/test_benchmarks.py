@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recloom.data_shards.errors import UserError
+
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
+CONFIGS = HERE.parent / "configs"
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8)
 
 
@@ -27,6 +30,15 @@ def bulk() -> ModuleType:
 def test_least_tokens_are_the_distinct_beginnings(bulk: ModuleType, prompts: list[list[int]]) -> None:
     beginnings = {tuple(prompt[:n]) for prompt in prompts for n in range(1, len(prompt) + 1)}
     assert bulk.tree_tokens(prompts) == len(beginnings)
+
+
+def test_bulk_takes_the_data_and_prompts_of_a_config(bulk: ModuleType) -> None:
+    assert bulk.read_settings(None, []).prompts.history_items == 20
+    assert bulk.read_settings(None, [("prompts.history_items", "7")]).prompts.history_items == 7
+    books = CONFIGS / "llama4rec" / "corpus_bookcrossing.yaml"
+    assert bulk.read_settings(books, []).data.source == "bookcrossing"
+    with pytest.raises(UserError, match="system is laser: give a config of llama4rec"):
+        bulk.read_settings(CONFIGS / "laser_quickstart.yaml", [])
 
 
 def test_rows_are_added_below_one_head(bulk: ModuleType, tmp_path: Path) -> None:
