@@ -23,6 +23,8 @@ test-all: .venv/.complete check browser  ## also what is long, and what needs a 
 browser: .venv/.complete  ## a headless browser for the report's test
 	$(BIN)/python tools/get_browser.py
 
+# scripts that import what lies beside them, so each folder is checked by itself
+SIDES := $(addprefix benchmarks/,bulk_sides tuning_sides data_sides peers)
 FOLDERS := data_shards kernels trainer launcher tools tests benchmarks
 
 check: .venv/.complete typecheck-links  ## ruff, mypy, codespell
@@ -30,6 +32,9 @@ check: .venv/.complete typecheck-links  ## ruff, mypy, codespell
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell $(FOLDERS) docs configs README.md CONTRIBUTING.md
 	MYPYPATH=.typecheck $(BIN)/mypy -p recloom
+	MYPYPATH=.typecheck:benchmarks $(BIN)/mypy benchmarks/*.py benchmarks/kernel_ops/*.py
+	@for folder in $(SIDES); do \
+		echo "mypy $$folder"; MYPYPATH=.typecheck:$$folder $(BIN)/mypy $$folder/*.py || exit 1; done
 
 # mypy does not follow package_dir, so it is shown a tree of links in which the import name is a folder.
 .PHONY: typecheck-links

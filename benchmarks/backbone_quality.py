@@ -14,6 +14,7 @@ import argparse
 import csv
 import datetime
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ ROWS = HERE / "backbone_quality.csv"
 PARTS = HERE.parent / "configs/llama4rec/parts"
 METRICS = ("H@3", "N@3", "H@5", "N@5", "H@10", "N@10", "RMSE", "MAE")
 KEY = ("dataset", "backbone", "seed", "settings")
-FIELDS = (*KEY[:3], "task", "valid", "valid metric", "best epoch", "seconds", "threads", "cores", "users")
-FIELDS += (*METRICS, "date", "settings")
+FIT = ("task", "valid", "valid metric", "best epoch", "seconds", "threads", "cores", "users")
+FIELDS = (*KEY[:3], *FIT, *METRICS, "date", "settings")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,13 +149,13 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n\n".join(blocks)
 
 
-def cells(own: list[dict[str, str]], names: tuple[str, ...], base: list[float]) -> str:
+def cells(own: list[dict[str, str]], names: tuple[str, ...], base: Sequence[float | None]) -> str:
     def spread(values: list[float]) -> str:
         mean, std = mean_std(values)
         return f"{mean:.4f} ± {std:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
     shown = [
-        f"{spread([float(row[metric]) for row in own])} ({paper:.4f})"
+        f"{spread([float(row[metric]) for row in own])} ({'-' if paper is None else f'{paper:.4f}'})"
         for metric, paper in zip(names, base, strict=True)
     ]
     valid = f"{own[0]['valid metric']} {spread([float(row['valid']) for row in own])}"

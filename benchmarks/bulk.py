@@ -102,14 +102,14 @@ def read_settings(path: Path | None, overrides: list[tuple[str, str]]) -> Llama4
 
 
 def make_questions(
-    config: Llama4RecConfig, folder: Path, model: Path, users: int, candidates: int, seed: int
+    config: Llama4RecConfig, folder: Path, model: str, users: int, candidates: int, seed: int
 ) -> Questions:
     """Pointwise questions about drawn users and candidates that they have not rated, plain prompts; one user
     more to warm up."""
     tables, splits = prepare_tables(Run(config, folder, cache_dir()))
     train = splits.rating.train
     prompter = make_prompter(config, tables.titles, tables.num_users, "rating", train, train, None, None)
-    renderer = Renderer(load_tokenizer(str(model)))
+    renderer = Renderer(load_tokenizer(model))
     rng = np.random.default_rng(seed)
     found = []
     for user in rng.choice(tables.num_users, users + 1, replace=False).tolist():
@@ -250,7 +250,7 @@ def compare(options: argparse.Namespace, config: Llama4RecConfig) -> None:
         questions = make_questions(config, folder, model, options.users, options.candidates, options.seed)
         longest = max(len(prompt) for user in questions.users for prompt in user)
         work = {
-            "model": str(model),
+            "model": model,
             "users": questions.users,
             "labels": questions.labels,
             "dtype": options.dtype,

@@ -97,8 +97,8 @@ def setup(options: argparse.Namespace) -> None:
             subprocess.run([folder / "bin/python", "-m", "pip", "install", *packages.split()], check=True)
     folder = options.peers / "SELFRec"
     if not folder.exists():
-        clone = ["git", "clone", "--quiet", "--no-checkout", "--filter=blob:none", options.selfrec, folder]
-        subprocess.run(clone, check=True)
+        clone = ["git", "clone", "--quiet", "--no-checkout", "--filter=blob:none", options.selfrec]
+        subprocess.run([*clone, str(folder)], check=True)
     checkout = ["git", "-C", folder, "checkout", "--quiet", SELFREC_COMMIT]
     subprocess.run(["git", "-C", folder, "update-ref", "--no-deref", "HEAD", SELFREC_COMMIT], check=True)
     subprocess.run([*checkout, "--", *SELFREC_FOLDERS], check=True)
@@ -106,13 +106,16 @@ def setup(options: argparse.Namespace) -> None:
 
 def export_split(variant: str, path: str | None, target: Path) -> None:
     """Write the top-k split of the product as arrays: positives only, leave-one-out by time."""
-    tables = movielens.load(movielens.Settings(variant=variant, path=path), cache_dir())
+    tables = movielens.load(
+        movielens.Settings.model_validate({"variant": variant, "path": path}), cache_dir()
+    )
     split = leave_one_out(tables, POSITIVE_RATING).topk
     parts = {"train": split.train, "valid": split.valid, "test": split.test}
-    columns = {f"{name}_user": part.user_N for name, part in parts.items()}
+    columns: dict[str, Any] = {f"{name}_user": part.user_N for name, part in parts.items()}
     columns |= {f"{name}_item": part.item_N for name, part in parts.items()}
     columns = {name: column.astype(np.int64) for name, column in columns.items()}
-    np.savez(target, sizes=np.array([tables.num_users, tables.num_items]), **columns)
+    sizes = np.array([tables.num_users, tables.num_items])
+    np.savez(target, sizes=sizes, **columns)
 
 
 def train(python: Path, script: str, out: Path, threads: int, arguments: list[str]) -> None:
@@ -121,7 +124,8 @@ def train(python: Path, script: str, out: Path, threads: int, arguments: list[st
     (out / "run.json").unlink(missing_ok=True)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}
-    command = [python, HERE / "peers" / script, "--out", out, "--threads", str(threads), *arguments]
+    own = ["--out", str(out), "--threads", str(threads)]
+    command = [str(python), str(HERE / "peers" / script), *own, *arguments]
     subprocess.run(command, check=True, env=environment)
 
 
@@ -316,7 +320,7 @@ def parse_options() -> argparse.Namespace:
     )
     run.add_argument("--max-seconds", type=float, default=4 * 3600, help="of the peer's training")
     run.add_argument("--patience", type=int, default=100, help="the peer's validations without a better one")
-    setting = {"nargs": "+", "default": [], "metavar": "NAME=VALUE"}
+    setting: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "NAME=VALUE"}
     run.add_argument("--setting", help="the peer's; several values a name: best on validation", **setting)
     run.add_argument("--ours", help="settings of our backbone other than its defaults", **setting)
     run.add_argument("--no-row", action="store_true", help="print the row without adding it")

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def measure_questions(
     for peer, collator in prompts.peers(tokenizer).items():
         ours, theirs = in_turns(
             lambda: prompts.ours(compiled, questions),
-            lambda collator=collator: prompts.theirs(tokenizer, collator, questions, template),
+            partial(prompts.theirs, tokenizer, collator, questions, template),
             turns,
         )
         rows.append(

@@ -182,7 +182,7 @@ def main() -> None:
         for turn in range(options.turns):
             for side, found in turns.items():
                 script = "ours.py" if side in OURS else "hf_trainer.py"
-                how = {"packed": PEERS.get(side, True), "compile": OURS.get(side, False)}
+                how: dict[str, Any] = {"packed": PEERS.get(side, True), "compile": OURS.get(side, False)}
                 how |= {"checked": 0} if turn else {}  # once is enough
                 found.append(measure(script, ranks, {**work, **how}, folder))
                 rate = merged(found[-1:]).median
@@ -192,8 +192,8 @@ def main() -> None:
     rows = rows_of(sides, options, ranks, worst)
     if not options.no_row:
         append(ROWS, rows)
-    for name, found in sides.items():
-        print(f"{name}: {found.where}, {found.padding:.0%} padding")
+    for name, measured in sides.items():
+        print(f"{name}: {measured.where}, {measured.padding:.0%} padding")
     print(f"losses of {work['checked']} samples agree within {worst:.2%}")
     for row in rows:
         print(

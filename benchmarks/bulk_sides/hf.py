@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(work.threads)
     begin = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.dtype))
     model.to(device).eval()
     started = time.perf_counter() - begin
 

@@ -20,14 +20,15 @@ def main() -> None:
     # On a CPU it would take nearly all memory, and compile for a minute to gain 3 % (measured by hand).
     cpu: dict[str, Any] = {"kv_cache_memory_bytes": CACHE_BYTES, "enforce_eager": True}
     machine = {} if torch.cuda.is_available() else cpu
-    llm = LLM(
-        model=work.model, dtype=work.dtype, enable_prefix_caching=True, max_model_len=work.longest, **machine
+    dtype: Any = work.dtype
+    llm: Any = LLM(
+        model=work.model, dtype=dtype, enable_prefix_caching=True, max_model_len=work.longest, **machine
     )
     params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=work.labels, detokenize=False)
 
-    def ask(prompts: list[list[int]]) -> list[object]:
+    def ask(prompts: list[list[int]]) -> list[Any]:
         batches = [[prompt] for prompt in prompts] if sys.argv[-2] == "call" else [prompts]
-        found = []
+        found: list[Any] = []
         for batch in batches:
             inputs = [{"prompt_token_ids": prompt} for prompt in batch]
             found += llm.generate(inputs, params, use_tqdm=False)

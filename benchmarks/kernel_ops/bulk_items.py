@@ -37,7 +37,9 @@ def cases(device: str, data: Path) -> Iterator[Case]:
     ids = tokenizer(titles, add_special_tokens=False)["input_ids"]
     titles = [title for title, one in zip(titles, ids, strict=True) if len(one) < MAX_TOKENS]
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as the bulk pass's worker has it
-    engine = Engine(folder, BulkSettings(max_model_len=512, kv_cache_gb=0.5, threads=1), soft=False, embed=False)
+    engine = Engine(
+        folder, BulkSettings(max_model_len=512, kv_cache_gb=0.5, threads=1), soft=False, embed=False
+    )
     prompts = [
         tuple(
             tokenizer("I liked:\n" + "\n".join(titles[n : n + 400 : 80]) + "\nNext I will like:\n")[

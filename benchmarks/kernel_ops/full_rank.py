@@ -62,12 +62,12 @@ def drawn(shape: tuple[int, int, int], device: str) -> Problem:
     )
 
 
-def ours(problem: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
+def ours(problem: Problem) -> tuple[Tensor | None, ...]:
     seen = (problem.offsets_N1, problem.seen_P)
     return tuple(full_rank(problem.users_ND, problem.items_ID, K, seen, problem.targets_N))
 
 
-def torch_chunks(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+def torch_chunks(problem: Problem) -> tuple[Tensor, ...]:
     """All scores of a chunk of users, -inf at what is seen, topk, and a comparison for the ranks."""
     items = len(problem.items_ID)
     size = CPU_CHUNK if not problem.items_ID.is_cuda else max(1, CUDA_CHUNK_ELEMENTS // items)

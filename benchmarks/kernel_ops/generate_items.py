@@ -26,7 +26,8 @@ USERS = 2
 def cases(device: str, data: Path) -> Iterator[Case]:
     folder = smollm2_folder(cache_dir())
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device).eval()
     titles = read_titles(data)
     ids = tokenizer(titles, add_special_tokens=False)["input_ids"]
     trie = trie_of(ids, end_token=tokenizer.eos_token_id, vocab_size=len(tokenizer))
@@ -75,6 +76,7 @@ def token_by_token(trie: TokenTrie) -> TokenTrie:
 def hugging_face(model: Any, trie: TokenTrie, prompts: list[list[int]]) -> Callable[[], list[Generated]]:
     """One prompt a call: prompts of different lengths would need padding, which shifts scores."""
     end = trie.end_token
+    assert end is not None
 
     def one(prompt: list[int]) -> Generated:
         def allowed(_: int, ids_T: torch.Tensor) -> list[int]:

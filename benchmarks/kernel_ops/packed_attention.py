@@ -30,7 +30,7 @@ def a_call_a_sample(
     rows = [slice(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)]
     parts = [
         scaled_dot_product_attention(
-            *(tensor[:, :, row] for tensor in (query, key, value)), is_causal=True, enable_gqa=True
+            query[:, :, row], key[:, :, row], value[:, :, row], is_causal=True, enable_gqa=True
         )
         for row in rows
     ]

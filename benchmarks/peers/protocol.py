@@ -123,7 +123,8 @@ class Run:
 
     def finish(self, version: str) -> None:
         """Write scores and description, the latter last: its existence means a complete run."""
-        np.savez(self.job.out / "scores.npz", **self.best_scores)
+        scores: dict[str, Any] = dict(self.best_scores)
+        np.savez(self.job.out / "scores.npz", **scores)
         described = {"version": version, "settings": self.settings, "best": self.best}
         (self.job.out / "run.json").write_text(json.dumps(described))
 

@@ -50,8 +50,9 @@ class Conf(dict[str, Any]):
 
 def stay_on_cpu() -> None:
     """SELFRec calls `.cuda()` throughout."""
-    torch.nn.Module.cuda = lambda self, *_: self
-    torch.Tensor.cuda = lambda self, *_: self
+    kinds: tuple[Any, ...] = (torch.nn.Module, torch.Tensor)
+    for kind in kinds:
+        kind.cuda = lambda self, *_: self
 
 
 def training_data(split: protocol.Split, kind: str) -> Any:

@@ -117,7 +117,7 @@ def main() -> None:
     trainer = Trainer(
         model=model,
         args=settings,
-        train_dataset=samples,  # type: ignore[arg-type]
+        train_dataset=samples,
         data_collator=counted,
         callbacks=[clock, Losses(work, samples)],
     )
