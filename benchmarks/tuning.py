@@ -1,12 +1,12 @@
 """Tokens a second of full-parameter tuning: RecLoom against Hugging Face's Trainer on the same engine.
 
     python benchmarks/tuning.py                          SmolLM2-135M on two CPU ranks, ML-100K's instructions
+    python benchmarks/tuning.py --compile                also RecLoom with `model.compile: true`
     python benchmarks/tuning.py --model DIR              another model, on the GPUs that are there
 
 All sides train on the same instructions (Llama4Rec's, token by token the same) with the same model, DeepSpeed
 ZeRO-3 and number of ranks: the Trainer as its documentation has it (batches padded to their longest sample),
-the same with samples laid end to end, RecLoom, and RecLoom with `model.compile: true`. They take turns, each
-in processes of its own.
+the same with samples laid end to end, and RecLoom. They take turns, each in processes of its own.
 The first steps of each are not counted; the last one tells where the time goes. Steps have about as many
 tokens on all sides: 8 samples, or 2 rows of 1,024. Tokens are real ones: padding counts
 nothing. Before training, each side's loss of the same samples must agree. The ratios come last, and a row a
@@ -37,7 +37,7 @@ from recloom.trainer.models import resolve_model
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "tuning.csv"
 CONFIG = HERE.parent / "configs" / "llama4rec_quickstart.yaml"
-OURS = {"RecLoom": False, "RecLoom, compiled": True}
+OURS = {"RecLoom": False, "RecLoom, compiled": True}  # the latter where asked for
 PEERS = {"Trainer": False, "Trainer, packed": True}
 TOLERANCE = {"bfloat16": 0.02, "float32": 1e-4}  # of a sample's mean loss, as a share of it where above 1
 
@@ -113,12 +113,17 @@ def merged(turns: list[dict[str, Any]]) -> Side:
     return Side(rates, turns[0]["example_losses"], gib, padding, [turn["parts"] for turn in turns])
 
 
+def pairs_of(sides: dict[str, Side]) -> list[tuple[str, str]]:
+    """Each of ours with each peer."""
+    return [(ours, peer) for ours, peer in product(OURS, PEERS) if ours in sides]
+
+
 def check_losses(sides: dict[str, Side], tolerance: float) -> float:
     """The largest difference of a sample's loss between ours and a peer's, as a share of losses above 1.
 
     Above tolerance all ends.
     """
-    pairs = [(sides[ours].example_losses, sides[peer].example_losses) for ours, peer in product(OURS, PEERS)]
+    pairs = [(sides[ours].example_losses, sides[peer].example_losses) for ours, peer in pairs_of(sides)]
     worst = max(abs(a - b) / max(1, b) for ours, peer in pairs for a, b in zip(ours, peer, strict=True))
     if worst > tolerance:
         sys.exit(f"The sides do not compute the same: losses of a sample differ by {worst:.2%}.")
@@ -152,7 +157,7 @@ def rows_of(
             "torch": torch.__version__,
             "command": command_line(),
         }
-        for ours, peer in product(OURS, PEERS)
+        for ours, peer in pairs_of(sides)
     ]
 
 
@@ -166,6 +171,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=int, default=2, help="packed rows a step of ours, all ranks")
     made.add_argument("--pack-length", type=int, default=1024, help="tokens of a packed row")
     made.add_argument("--samples", type=int, default=8, help="samples a step of the peers, all ranks")
+    made.add_argument("--compile", action="store_true", help="also ours with compiled regions")
     made.add_argument("--liger", action="store_true", help="all sides with Liger's kernels (GPU)")
     made.add_argument("--corpus", type=Path, help="a folder of shards; made from ML-100K when left out")
     made.add_argument("--no-row", action="store_true", help="print only")
@@ -178,7 +184,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = work_of(options, folder)
-        turns: dict[str, list[dict[str, Any]]] = {side: [] for side in (*OURS, *PEERS)}
+        ours = [side for side, is_compiled in OURS.items() if options.compile or not is_compiled]
+        turns: dict[str, list[dict[str, Any]]] = {side: [] for side in (*ours, *PEERS)}
         for turn in range(options.turns):
             for side, found in turns.items():
                 script = "ours.py" if side in OURS else "hf_trainer.py"

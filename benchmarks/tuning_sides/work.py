@@ -20,7 +20,7 @@ import torch
 from recloom.data_shards.shards import ShardReader
 from recloom.data_shards.stream import IGNORE
 
-WARM_STEPS = 3  # compiles, fills caches, touches memory first; DeepSpeed learns the order of layers
+WARM_STEPS = 4  # compiles, fills caches, touches memory first; DeepSpeed learns the order of layers
 PARTS = ("forward", "backward", "step")  # of DeepSpeed's engine; the peers' loss is a part of forward
 
 
